@@ -1,0 +1,85 @@
+"""The U-Net of diffusion models for Keras 3: build it, train it with ``fit``, sample it; on TensorFlow, JAX and torch.
+
+from unet_keras import DiffusionModel, build_unet, load_emoji
+
+(images, captions), _ = load_emoji()
+model = DiffusionModel(build_unet((32, 32, 3)))
+model.compile("adam")
+model.fit(images, epochs=10)
+pictures = model.generate(16)
+"""
+
+from unet_keras import plots
+from unet_keras.callbacks import SampleGrid
+from unet_keras.data import by_label, emoji_table, image_folder, load_emoji
+from unet_keras.diffusion.guidance import classifier_free, clipped, rescaled, unclipped
+from unet_keras.diffusion.model import DiffusionModel
+from unet_keras.diffusion.predictions import Prediction, clean, flow_velocity, min_snr, noise, velocity
+from unet_keras.diffusion.samplers import Row, ddim, ddpm
+from unet_keras.diffusion.schedules import (
+    CLEAN,
+    Point,
+    Schedule,
+    cosine,
+    flow,
+    leading,
+    linear,
+    linspace,
+    scaled_linear,
+    sigmoid,
+    trailing,
+    zero_terminal_snr,
+)
+from unet_keras.nn.blocks import (
+    conv_block,
+    conv_transpose,
+    cross_attention,
+    keep_filters,
+    max_pool,
+    nearest_conv,
+    norm_add,
+    norm_film,
+    res_block,
+    res_down,
+    res_up,
+    self_attention,
+    spatial_transformer,
+    strided_conv,
+)
+from unet_keras.nn.unet import (
+    Level,
+    bridge,
+    build_unet,
+    class_label,
+    decoder_block,
+    encoder_block,
+    masked_sequence,
+    norm_head,
+    pointwise_head,
+    sandwich,
+    sequence,
+    timestep,
+)
+from unet_keras.zoo import ddpm_cifar10, small_unet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # the network
+    "build_unet", "Level", "encoder_block", "decoder_block", "bridge", "sandwich", "pointwise_head", "norm_head",
+    "timestep", "class_label", "sequence", "masked_sequence",
+    "conv_block", "res_block", "norm_add", "norm_film",
+    "self_attention", "cross_attention", "spatial_transformer",
+    "max_pool", "strided_conv", "res_down", "conv_transpose", "nearest_conv", "res_up", "keep_filters",
+    # noise, training, sampling
+    "DiffusionModel",
+    "Schedule", "Point", "CLEAN", "linear", "scaled_linear", "cosine", "sigmoid", "flow", "zero_terminal_snr",
+    "trailing", "leading", "linspace",
+    "Prediction", "noise", "velocity", "clean", "flow_velocity", "min_snr",
+    "Row", "ddpm", "ddim",
+    "classifier_free", "rescaled", "clipped", "unclipped",
+    # ready networks, data, pictures
+    "small_unet", "ddpm_cifar10",
+    "load_emoji", "emoji_table", "image_folder", "by_label",
+    "plots", "SampleGrid",
+]  # fmt: skip

@@ -1,0 +1,356 @@
+"""DiffusionModel: a network trained by noise prediction through Keras's own ``fit``, and sampled by ``generate``.
+
+Training is supervised learning on corrupted inputs: ``train_step`` turns a batch of images into (noisy images and
+timesteps, target, weight), x_t = alpha_t x_0 + sigma_t eps, and hands it to Keras's own ``train_step``. Gradient
+accumulation, loss scaling, callbacks and distribution stay Keras's.
+"""
+
+import random
+
+import keras
+import numpy as np
+from keras import ops
+
+from unet_keras.diffusion import loop, sampling
+from unet_keras.diffusion.guidance import classifier_free, clipped
+from unet_keras.diffusion.inputs import Inputs, check_condition, to_float, to_uint8
+from unet_keras.diffusion.predictions import Prediction, noise
+from unet_keras.diffusion.samplers import ddim
+from unet_keras.diffusion.schedules import Schedule, linear, trailing
+from unet_keras.diffusion.seeds import derived, next_seed
+
+
+@keras.saving.register_keras_serializable("unet_keras")
+class DiffusionModel(keras.Model):
+    """Train a network to undo noise, and sample images from it.
+
+        model = DiffusionModel(build_unet((32, 32, 3)))
+        model.compile(keras.optimizers.AdamW(2e-4))
+        model.fit(images, epochs=100)                     # uint8, or floats in [-1, 1]
+        pictures = model.generate(16)                     # uint8 (16, 32, 32, 3)
+
+    network       a functional keras.Model with inputs ``image`` and ``timestep``, and one for each condition
+    schedule      the noise of each timestep, saved with the weights
+    prediction    what the network predicts: noise, velocity, clean or flow_velocity
+    weight        a table (T,) of loss weights, e.g. ``min_snr(schedule, prediction)``; None weighs all alike
+    null, drop    conditions that mean "none", {name: one example's array}, and the probability with which training
+                  puts them in the place of an example's own: both are needed for guidance
+    ema           decay of the weights' running average, which ``generate``, ``evaluate``, ``predict`` and ``export``
+                  use; it is warmed up as min(ema, (1 + n) / (10 + n)) at update n. None keeps no average
+    seed          of timesteps, noise and drops in training; drawn from Python's generator unless given
+
+    Raises ValueError for a network without these inputs, for tables of the wrong length, null conditions that the
+    network does not take, and where noise is to be predicted at a timestep without any image (alpha = 0).
+    """
+
+    def __init__(
+        self,
+        network,
+        schedule: Schedule = linear(),
+        prediction: Prediction = noise,
+        *,
+        weight=None,
+        null=None,
+        drop=0.0,
+        ema=0.999,
+        seed=None,
+        **kwargs,
+    ):
+        # Of the network's own policy, or Keras would not scale the loss of a float16 network. No automatic casting:
+        # it would round the timesteps and the images before the network sees them.
+        kwargs.setdefault("dtype", network.dtype_policy)
+        super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
+        self.network, self.schedule, self.prediction = network, schedule, prediction
+        self.weight = None if weight is None else np.asarray(weight, "float64")
+        self.null, self.drop, self.ema = dict(null or {}), drop, ema
+        self.seed = random.getrandbits(31) if seed is None else seed
+        self.named_inputs = Inputs(network)
+        _check_options(self)
+        self.train_noise = keras.random.SeedGenerator(derived(self.seed, 0), name="train_noise")
+        self.val_noise = keras.random.SeedGenerator(derived(self.seed, 1), name="val_noise")
+        self.noise_loss = keras.losses.MeanSquaredError()
+        self.ema_network = None
+        if ema is not None:
+            self.ema_network = keras.models.clone_model(network)
+            self.ema_network.trainable = False
+            self.ema_network.set_weights(network.get_weights())
+            self.ema_step = self.add_weight(
+                shape=(), dtype="int32", initializer="zeros", trainable=False, name="ema_step"
+            )
+        self._steps = {}
+        self.built = True
+
+    @property
+    def averaged(self):
+        """The network to use: the one with the averaged weights, where an average is kept."""
+        return self.network if self.ema_network is None else self.ema_network
+
+    def call(self, inputs, training=None):
+        """Run the network on its named inputs: the trained weights in training, the averaged ones otherwise."""
+        return self.network(inputs, training=True) if training else self.averaged(inputs, training=False)
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def compile(self, optimizer="adam", loss=None, **kwargs):
+        """Set the optimizer, and the loss between target and output (mean squared error), as in ``keras.Model``.
+
+        Raises ValueError for metrics, which Keras builds before it knows the network's inputs, and for an optimizer
+        that keeps its own average (it would overwrite the weights when ``fit`` ends; this model keeps one).
+        """
+        if kwargs.get("metrics") or kwargs.get("weighted_metrics"):
+            raise ValueError("metrics are not taken by DiffusionModel.compile: use a callback, or validation's loss.")
+        self._compiled_with = {"loss": loss, "jit_compile": kwargs.get("jit_compile", "auto")}
+        super().compile(optimizer=optimizer, **kwargs)
+        if getattr(self.optimizer, "use_ema", False):
+            raise ValueError("optimizer has use_ema=True: leave it off and use DiffusionModel(..., ema=0.999).")
+        self.noise_loss = keras.losses.MeanSquaredError() if loss is None else keras.losses.get(loss)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config:
+            # As it was asked for: what "auto" came to on this backend would be wrong on another.
+            loss = keras.saving.serialize_keras_object(self._compiled_with["loss"])
+            config.update(loss=loss, jit_compile=self._compiled_with["jit_compile"])
+        return config
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        # Flat, so that the loss of an example is one number and weights (B,) mean what they say; a Loss object, which
+        # computes in float32 and scales for replicas.
+        flat = [ops.reshape(v, (ops.shape(v)[0], -1)) for v in (y, y_pred)]
+        return sum(self.losses, start=self.noise_loss(*flat, sample_weight))
+
+    def corrupted(self, data, generator, drop=0.0):
+        """Turn a batch into (inputs, target, weight): steps 2 to 4 of DDPM's training (Ho et al. 2020, algorithm 1)."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        images, conditions = self.named_inputs.unpack(x, y)
+        clean = to_float(images)
+        count = ops.shape(clean)[0]
+        t = keras.random.randint((count,), 0, len(self.schedule), dtype="int32", seed=next_seed(generator))
+        eps = keras.random.normal(ops.shape(clean), dtype="float32", seed=next_seed(generator))
+        alpha, sigma = (_look_up(table, t, len(clean.shape)) for table in (self.schedule.alpha, self.schedule.sigma))
+        if drop:
+            dropped = keras.random.uniform((count,), dtype="float32", seed=next_seed(generator)) < drop
+            conditions = {name: self._or_null(name, value, dropped) for name, value in conditions.items()}
+        if sample_weight is not None:  # Keras repeats it for each of y's entries
+            sample_weight = ops.cast(keras.tree.flatten(sample_weight)[0], "float32")
+        if self.weight is not None:
+            weight = _look_up(self.weight, t, 1)
+            sample_weight = weight if sample_weight is None else weight * sample_weight
+        inputs = {"image": alpha * clean + sigma * eps, "timestep": ops.cast(t, "float32"), **conditions}
+        return inputs, self.prediction.target(clean, eps, alpha, sigma), sample_weight
+
+    def _or_null(self, name, value, dropped):
+        entry = self.named_inputs.conditions[name]
+        value = ops.cast(value, entry.dtype)
+        null = ops.convert_to_tensor(np.asarray(self.null[name]), entry.dtype)
+        return ops.where(ops.reshape(dropped, (-1,) + (1,) * (len(value.shape) - 1)), null, value)
+
+    def train_step(self, *args):
+        out = self._with_noise(super().train_step, args, self.train_noise, self.drop)
+        if self.ema_network is None:
+            return out
+        if keras.backend.backend() == "jax":
+            logs, (trainable, rest, optimizer, metrics) = out
+            pairs = [(self.trainable_variables, trainable), (self.non_trainable_variables, rest)]
+            with _state([*pairs, (self.optimizer.variables, optimizer)]) as scope:
+                self._update_average()
+            rest = [scope.get_current_value(v) for v in self.non_trainable_variables]
+            return logs, (trainable, rest, optimizer, metrics)
+        if keras.backend.backend() == "torch":
+            import torch
+
+            with torch.no_grad():
+                self._update_average()
+        else:
+            self._update_average()
+        return out
+
+    def test_step(self, *args):
+        return self._with_noise(super().test_step, args, self.val_noise)
+
+    def _with_noise(self, keras_step, args, generator, drop=0.0):
+        if keras.backend.backend() != "jax":
+            return keras_step(self.corrupted(args[0], generator, drop))
+        # JAX's steps take and return their state. The advanced generator must go back into it, or the same noise
+        # would be compiled into every step.
+        state, data = args
+        with _state([(self.non_trainable_variables, state[1])]) as scope:
+            data = self.corrupted(data, generator, drop)
+        rest = [scope.get_current_value(v) for v in self.non_trainable_variables]
+        return keras_step((state[0], rest, *state[2:]), data)
+
+    def _update_average(self):
+        """Move the average towards the weights, once an update of the weights, whatever happened in between."""
+        done = ops.cast(self.optimizer.iterations, "int32")
+        n = ops.cast(done, "float32")
+        keep = ops.where(done > self.ema_step, ops.minimum(self.ema, (1.0 + n) / (10.0 + n)), 1.0)
+        self.ema_step.assign(done)
+        for average, v in zip(self.ema_network.weights, self.network.weights, strict=True):
+            average.assign(average + ops.cast(1.0 - keep, average.dtype) * (v - average))
+
+    def fit(self, x=None, y=None, batch_size=None, epochs=1, *, validation_data=None, sample_weight=None, **kwargs):
+        """Train as ``keras.Model.fit`` does, on images and their conditions; returns the History.
+
+        ``x`` holds images (N, H, W, C), uint8 or floats in [-1, 1], and ``y`` their conditions: {name: array}, or the
+        array alone where the network has one condition. Or ``x`` is a tf.data.Dataset, PyDataset, torch DataLoader or
+        generator of such batches: images, (images, conditions) or (images, conditions, weights).
+
+        Raises ValueError where they do not fit the network, before any training; for a dataset, before the batch at
+        fault is trained on.
+        """
+        x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
+        if validation_data is not None:
+            held = validation_data if isinstance(validation_data, tuple | list) else (validation_data,)
+            held = self.named_inputs.prepare(*held)
+            validation_data = held[0] if held[1] is None and held[2] is None and not _is_array(held[0]) else held
+        options = {"validation_data": validation_data, "sample_weight": sample_weight, **kwargs}
+        return self._named_errors(super().fit, x, y, batch_size=batch_size, epochs=epochs, **options)
+
+    def evaluate(self, x=None, y=None, *, sample_weight=None, **kwargs):
+        """Compute the loss on held-out images with the averaged weights, and with the same noise at every call."""
+        if not kwargs.get("_use_cached_eval_dataset"):  # given by fit, whose data have been checked
+            x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
+        state = self.val_noise.state
+        state.assign(np.array([derived(self.seed, 1), 0], dtype=keras.backend.standardize_dtype(state.dtype)))
+        return self._named_errors(super().evaluate, x, y, sample_weight=sample_weight, **kwargs)
+
+    def _named_errors(self, method, *args, **kwargs):
+        """Raise what went wrong in a data pipeline as it was raised there."""
+        try:
+            return method(*args, **kwargs)
+        except Exception:
+            if self.named_inputs.failure is not None:
+                raise self.named_inputs.failure from None
+            raise
+
+    # ---- sampling --------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        conditions,
+        *,
+        steps=50,
+        sampler=ddim,
+        spacing=trailing,
+        guidance=1.0,
+        combine=classifier_free,
+        threshold=clipped,
+        size=None,
+        seed=None,
+        noise=None,
+        batch_size=None,
+        progress=True,
+    ) -> np.ndarray:
+        """Sample images, uint8 (N, H, W, C), in the layout of the network's images.
+
+        conditions    how many images, for a network without conditions; otherwise {name: array (N, ...)}, or the
+                      array alone where there is one condition
+        steps         the number of steps along the schedule, 1 to T
+        sampler       points -> rows, see samplers.py
+        spacing       (T, steps) -> the timesteps visited
+        guidance      scale of classifier-free guidance; 1 samples the conditional model as it is
+        combine       (conditional, unconditional, scale) -> output, see guidance.py
+        threshold     maps the clean estimate to one that an image can take: ``clipped``, or ``unclipped``
+        size          (height, width) for a network that leaves them open
+        seed          a whole number: the same images again, also on another backend up to rounding
+        noise         in place of the seed: the noise to begin with and that of each row, (1 + rows, N, H, W, C)
+        batch_size    images made at a time; all at once unless given. Image i of a seed does not depend on it
+        progress      show a progress bar once sampling takes more than a few seconds
+
+        Raises ValueError for conditions that the network does not take or lacks, steps outside 1 ... T, negative
+        guidance, and guidance of a model that was not trained with dropped conditions.
+        """
+        chosen = {"steps": steps, "sampler": sampler, "spacing": spacing, "size": size, "seed": seed, "noise": noise}
+        chosen |= {"guidance": guidance, "combine": combine, "threshold": threshold}
+        batches = self._request(conditions, **chosen).batches(batch_size)
+        tick = loop.progress_bar(sum(len(batch.rows) for batch in batches)) if progress else None
+        return np.concatenate([to_uint8(loop.last(batch.frames(self._step(batch)), tick)) for batch in batches])
+
+    def denoising(self, conditions, **options):
+        """Sample with the options of ``generate`` and yield a ``Frame`` after each row, from noise to image."""
+        asked = self._request(conditions, **options)
+        return asked.frames(self._step(asked))
+
+    def _request(self, conditions, **options):
+        return sampling.request(self.named_inputs, self.schedule, self.null, self.drop, conditions, **options)
+
+    def _step(self, asked):
+        """The compiled step that a request needs, compiled once."""
+        if keras.backend.backend() == "jax":
+            self.jax_state_sync()  # in the middle of fit the weights live elsewhere
+        key = (None if asked.null is None else asked.combine, asked.threshold)
+        if key not in self._steps:
+            jit = getattr(self, "jit_compile", None) is True
+            self._steps[key] = loop.make_step(self.averaged, self.prediction, asked.combine, asked.threshold, jit=jit)
+        return self._steps[key]
+
+    # ---- saving ----------------------------------------------------------------------------------------------------
+
+    def get_config(self):
+        network = keras.saving.serialize_keras_object(self.network)
+        tables = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("schedule", "prediction")}
+        weight = None if self.weight is None else self.weight.tolist()
+        null = {name: np.asarray(value).tolist() for name, value in self.null.items()}
+        own = {"weight": weight, "null": null, "drop": self.drop, "ema": self.ema, "seed": self.seed}
+        return {**super().get_config(), "network": network, **tables, **own}
+
+    @classmethod
+    def from_config(cls, config):
+        parts = {k: keras.saving.deserialize_keras_object(config[k]) for k in ("network", "schedule", "prediction")}
+        return cls(**{**config, **parts})
+
+    def _generators(self):
+        """The random generators' states, Dropout's included: Keras's own files leave them out."""
+        weights = {id(v) for v in self.weights}
+        return [v for v in self.non_trainable_variables if id(v) not in weights]
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        store["generators"] = np.stack([ops.convert_to_numpy(v).astype("int64") for v in self._generators()])
+
+    def load_own_variables(self, store):
+        store = {key: store[key] for key in store.keys()}
+        states = np.asarray(store.pop("generators"))
+        super().load_own_variables(store)
+        for v, state in zip(self._generators(), states, strict=True):
+            v.assign(state.astype(keras.backend.standardize_dtype(v.dtype)))
+
+
+def _look_up(table, t, rank):
+    values = ops.take(ops.convert_to_tensor(table.astype("float32")), t, axis=0)
+    return ops.reshape(values, (-1,) + (1,) * (rank - 1))
+
+
+def _state(pairs):
+    """Open a scope in which variables have the given values."""
+    return keras.StatelessScope([pair for names, values in pairs for pair in zip(names, values, strict=True)])
+
+
+def _is_array(x):
+    return isinstance(x, dict) or hasattr(x, "shape")
+
+
+def _check_options(model):
+    schedule, inputs = model.schedule, model.named_inputs
+    if model.weight is not None and (model.weight.shape != schedule.alpha.shape or not (model.weight >= 0).all()):
+        raise ValueError(f"weight must be a table of {len(schedule)} numbers >= 0, got shape {model.weight.shape}.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = model.prediction.estimate(1.0, 1.0, schedule.alpha, schedule.sigma)
+    if not np.isfinite(estimate).all():
+        raise ValueError(
+            "A schedule that ends in pure noise (alpha = 0) cannot be trained to predict noise: use velocity."
+        )
+    if not 0 <= model.drop <= 1 or (model.drop and not model.null):
+        raise ValueError(
+            f"drop must lie in [0, 1] and needs null conditions, got drop={model.drop}, null={model.null}."
+        )
+    if model.ema is not None and not 0 <= model.ema < 1:
+        raise ValueError(f"ema must lie in [0, 1), or be None for no average, got {model.ema}.")
+    if model.null:
+        inputs.check_names(model.null)
+        for name, value in model.null.items():
+            check_condition(name, np.asarray(value)[None], inputs.conditions[name], 1)

@@ -1,0 +1,161 @@
+"""What one call of ``generate`` is to do: checked, brought to arrays and rows, before anything is computed."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from keras import ops
+
+from unet_keras.diffusion.guidance import classifier_free, clipped
+from unet_keras.diffusion.inputs import Inputs, check_condition
+from unet_keras.diffusion.loop import Frame, run
+from unet_keras.diffusion.samplers import Row, Sampler, ddim
+from unet_keras.diffusion.schedules import Schedule, Spacing, trailing
+from unet_keras.diffusion.seeds import derived, draw, image_streams
+
+SAMPLING_STREAM = 2
+"""The stream of a seed that sampling uses; 0 and 1 are training's and validation's."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Images to be sampled: their numbers within the seed, their conditions (N, ...), and how."""
+
+    numbers: range
+    conditions: dict
+    null: dict | None  # one example's conditions that mean "none"; None without guidance
+    rows: list[Row]
+    shape: tuple
+    scale: float
+    combine: Callable
+    threshold: Callable
+    seed: int
+    noise: np.ndarray | None  # (1 + steps, N, H, W, C) in place of the seed
+
+    def batches(self, size: int | None) -> list["Request"]:
+        """Divide into requests of at most ``size`` images."""
+        count = len(self.numbers)
+        size = count if size is None else size
+        if size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {size}.")
+        return [self._part(slice(i, i + size)) for i in range(0, count, size)]
+
+    def _part(self, part: slice) -> "Request":
+        conditions = {name: value[part] for name, value in self.conditions.items()}
+        noise = None if self.noise is None else self.noise[:, part]
+        return replace(self, numbers=self.numbers[part], conditions=conditions, noise=noise)
+
+    def frames(self, step: Callable) -> Iterator[Frame]:
+        """Run the compiled ``step`` over the rows."""
+        if self.noise is None:
+            streams = image_streams(derived(self.seed, SAMPLING_STREAM), self.numbers)
+            first, fresh = draw(streams, self.shape), lambda n: draw(streams, self.shape)
+        else:
+            first, fresh = self.noise[0], lambda n: self.noise[n + 1]
+        conditions = {name: ops.convert_to_tensor(value) for name, value in self.conditions.items()}
+        null = None
+        if self.null is not None:
+            # As many rows as there are images: the second half of the doubled batch.
+            null = {
+                k: ops.convert_to_tensor(np.broadcast_to(v, self.conditions[k].shape)) for k, v in self.null.items()
+            }
+        start = first * np.float32(np.hypot(*self.rows[0].point[1:])) if self.noise is None else first
+        return run(step, self.rows, start, fresh, self.scale, conditions, null)
+
+
+def request(
+    named_inputs: Inputs,
+    schedule: Schedule,
+    null: dict,
+    drop: float,
+    conditions,
+    *,
+    steps: int = 50,
+    sampler: Sampler = ddim,
+    spacing: Spacing = trailing,
+    guidance: float = 1.0,
+    combine: Callable = classifier_free,
+    threshold: Callable = clipped,
+    size: tuple[int, int] | None = None,
+    seed: int | None = None,
+    noise: np.ndarray | None = None,
+) -> Request:
+    """Check what is asked for and write it down; the options are those of ``DiffusionModel.generate``."""
+    count, conditions = _conditions(named_inputs, conditions)
+    _check_steps(steps, len(schedule))
+    rows = sampler(schedule.points(spacing(len(schedule), steps)))
+    shape = _image_shape(named_inputs.image.shape[1:], size)
+    if noise is not None:
+        noise = _check_noise(noise, (1 + len(rows), count, *shape))
+    if seed is None:
+        seed = random.getrandbits(31)
+    elif int(seed) != seed or seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {seed}.")
+    guided = _check_guidance(guidance, named_inputs, drop)
+    null = {k: _cast(v, named_inputs.conditions[k]) for k, v in null.items()} if guided else None
+    return Request(range(count), conditions, null, rows, shape, float(guidance), combine, threshold, int(seed), noise)
+
+
+def _conditions(named_inputs, conditions):
+    if isinstance(conditions, int | np.integer) and not isinstance(conditions, bool):
+        count, conditions = int(conditions), {}
+        named_inputs.check_names(conditions)
+    else:
+        conditions = {k: np.asarray(v) for k, v in named_inputs.name(conditions).items()}
+        named_inputs.check_names(conditions)
+        count = len(next(iter(conditions.values()))) if conditions else 0
+    if count < 1:
+        raise ValueError(f"Ask for at least one image: a count, or conditions of one row an image; got {count}.")
+    for name, value in conditions.items():
+        check_condition(name, value, named_inputs.conditions[name], count)
+    return count, {name: _cast(value, named_inputs.conditions[name]) for name, value in conditions.items()}
+
+
+def _cast(value, entry):
+    return np.asarray(value).astype(entry.dtype)
+
+
+def _check_steps(steps, total):
+    if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= total:
+        raise ValueError(f"steps must be a whole number from 1 to the schedule's {total}, got {steps}.")
+
+
+def _check_guidance(guidance, named_inputs, drop):
+    """Raise ValueError where guidance has no meaning; tell whether there is any."""
+    if not np.isfinite(guidance) or guidance < 0:
+        raise ValueError(f"guidance must be 0 or more, got {guidance}; 1 samples the conditional model as it is.")
+    if guidance == 1:
+        return False
+    if not named_inputs.conditions:
+        raise ValueError(f"guidance={guidance} needs conditions, and the network takes none: leave it at 1.")
+    if not drop:
+        raise ValueError(
+            f"guidance={guidance} needs a model trained with dropped conditions: DiffusionModel(null=..., drop=0.1)."
+        )
+    return True
+
+
+def _image_shape(shape, size):
+    """Give the images' shape; ``size`` fills in what the network leaves open."""
+    open_ = [i for i, n in enumerate(shape) if n is None]
+    if not open_:
+        fixed = tuple(shape)
+        if size is not None and tuple(size) not in (fixed[:2], fixed[1:]):
+            raise ValueError(f"size={tuple(size)} does not fit the network's images of shape {fixed}.")
+        return fixed
+    if size is None or len(size) != 2 or min(size) < 1:
+        raise ValueError(f"The network leaves the image size open ({shape}): give size=(height, width), got {size}.")
+    height = 0 if shape[-1] is not None else 1
+    filled = list(shape)
+    filled[height : height + 2] = [int(n) if m is None else m for m, n in zip(shape[height:], size, strict=False)]
+    return tuple(filled)
+
+
+def _check_noise(noise, shape):
+    noise = np.asarray(noise, "float32")
+    if noise.shape != shape or not np.isfinite(noise).all():
+        raise ValueError(
+            f"noise must be finite and of shape (1 + network calls, N, H, W, C) = {shape}, got {noise.shape}."
+        )
+    return noise

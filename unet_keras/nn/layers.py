@@ -1,0 +1,247 @@
+"""The layers that Keras lacks: timestep embedding, feature modulation, one-pass group norm, attention, reshaping.
+
+Everything here maps tensors to tensors and knows nothing of noise. Feature maps are (B, H, W, C), or (B, C, H, W)
+where the layer was made under ``keras.config.image_data_format() == "channels_first"``; sequences are (B, N, C).
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+serializable = keras.saving.register_keras_serializable("unet_keras")
+
+
+def channel_axis():
+    """The axis of the channels in a feature map under Keras's present image data format: -1 or 1."""
+    return 1 if keras.config.image_data_format() == "channels_first" else -1
+
+
+@serializable
+class TimestepEmbedding(layers.Layer):
+    """Sinusoidal embedding of a scalar, (B,) or (B, M) -> (..., width), always computed in float32.
+
+    angle_k = t / 10000^(k / (width/2 - shift)),  k = 0 ... width/2 - 1
+    (Ho et al. 2020, after Vaswani et al. 2017, section 3.5). DDPM's own weights want ``shift=1`` and the sines first;
+    Stable Diffusion's want ``shift=0`` and the cosines first. An odd width is filled up with one zero.
+    """
+
+    def __init__(self, width, *, shift=0.0, cosine_first=True, **kwargs):
+        # Automatic casting would round timestep 999 to 1000 in bfloat16.
+        super().__init__(autocast=False, **kwargs)
+        if width < 4 or width // 2 <= shift:
+            raise ValueError(
+                f"width={width} is too narrow for a sinusoidal embedding with shift={shift}: use 4 or more."
+            )
+        self.width, self.shift, self.cosine_first = width, shift, cosine_first
+
+    def call(self, t):
+        half = self.width // 2
+        frequency = np.exp(-math.log(10000.0) * np.arange(half) / (half - self.shift)).astype("float32")
+        angle = ops.expand_dims(ops.cast(t, "float32"), -1) * ops.convert_to_tensor(frequency)
+        parts = [ops.cos(angle), ops.sin(angle)] if self.cosine_first else [ops.sin(angle), ops.cos(angle)]
+        if self.width % 2:
+            parts.append(ops.zeros_like(angle[..., :1]))
+        return ops.cast(ops.concatenate(parts, axis=-1), self.compute_dtype)
+
+    def compute_output_shape(self, t_shape):
+        return (*t_shape, self.width)
+
+    def get_config(self):
+        return {**super().get_config(), "width": self.width, "shift": self.shift, "cosine_first": self.cosine_first}
+
+
+class _Spatial(layers.Layer):
+    """A layer that must know where the channels are; remembers it with its configuration."""
+
+    def __init__(self, *, axis=None, **kwargs):
+        super().__init__(**kwargs)
+        self.axis = channel_axis() if axis is None else axis
+
+    def per_channel(self, v):
+        """(B, C) -> a shape that broadcasts over the feature map's pixels."""
+        return v[:, None, None, :] if self.axis == -1 else v[:, :, None, None]
+
+    def get_config(self):
+        return {**super().get_config(), "axis": self.axis}
+
+
+@serializable
+class FiLM(_Spatial):
+    """Feature-wise linear modulation h' = gamma * h + beta (Perez et al. 2018), from a vector (B, 2C).
+
+    The vector holds gamma - 1 and then beta, so that a zero vector leaves the features (B, H, W, C) as they are.
+    """
+
+    def call(self, x, modulation):
+        scale, shift = ops.split(modulation, 2, axis=-1)
+        return x * (1.0 + self.per_channel(scale)) + self.per_channel(shift)
+
+    def compute_output_shape(self, x_shape, modulation_shape):
+        if modulation_shape[-1] != 2 * x_shape[self.axis]:
+            raise ValueError(
+                f"FiLM of {x_shape[self.axis]} channels needs twice as many numbers, not {modulation_shape[-1]}."
+            )
+        return x_shape
+
+
+@serializable
+class AddPerChannel(_Spatial):
+    """Add a vector (B, C) to every pixel of a feature map (B, H, W, C)."""
+
+    def call(self, x, vector):
+        return x + self.per_channel(vector)
+
+    def compute_output_shape(self, x_shape, vector_shape):
+        return x_shape
+
+
+@serializable
+class GroupNorm(_Spatial):
+    """Group normalisation (Wu & He 2018) of a feature map, statistics in float32 whatever the compute dtype.
+
+    One pass over the data gives each channel's mean and mean square; they are combined to groups and folded with
+    gamma and beta into one scale and one shift a channel.
+    """
+
+    def __init__(self, groups=32, *, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.groups, self.epsilon = groups, epsilon
+
+    def build(self, x_shape):
+        channels = x_shape[self.axis]
+        if channels % self.groups:
+            raise ValueError(
+                f"{channels} channels do not divide into groups={self.groups}: choose a divisor, e.g. "
+                f"functools.partial(block, groups={math.gcd(channels, self.groups)})."
+            )
+        self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma", autocast=False)
+        self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
+
+    def call(self, x):
+        pixels = (1, 2) if self.axis == -1 else (2, 3)
+        x32 = ops.cast(x, "float32")
+        mean = self.of_groups(ops.mean(x32, axis=pixels))
+        variance = ops.maximum(self.of_groups(ops.mean(ops.square(x32), axis=pixels)) - ops.square(mean), 0.0)
+        scale = ops.rsqrt(variance + self.epsilon) * ops.cast(self.gamma, "float32")
+        shift = ops.cast(self.beta, "float32") - mean * scale
+        return ops.cast(x32 * self.per_channel(scale) + self.per_channel(shift), self.compute_dtype)
+
+    def of_groups(self, v):
+        """Average (B, C) within each group, and give it back to each of the group's channels."""
+        size = v.shape[-1] // self.groups
+        groups = ops.mean(ops.reshape(v, (-1, self.groups, size)), axis=-1)
+        return ops.repeat(groups, size, axis=-1)
+
+    def compute_output_shape(self, x_shape):
+        return x_shape
+
+    def get_config(self):
+        return {**super().get_config(), "groups": self.groups, "epsilon": self.epsilon}
+
+
+@serializable
+class Attention(layers.Layer):
+    """Multi-head attention softmax(Q K' / sqrt(d)) V over sequences (Vaswani et al. 2017, equation 1).
+
+    x (B, N, C) asks; context (B, L, D), or x itself, answers. ``context_mask`` (B, L), true where a token counts,
+    leaves the other tokens out; an example none of whose tokens counts gets the output of an all-zero attention.
+    Returns (B, N, C).
+    """
+
+    def __init__(self, heads, head_dim, *, qkv_bias=True, **kwargs):
+        super().__init__(**kwargs)
+        self.heads, self.head_dim, self.qkv_bias = heads, head_dim, qkv_bias
+        for role in ("query", "key", "value"):
+            dense = layers.Dense(heads * head_dim, use_bias=qkv_bias, dtype=self.dtype_policy, name=role)
+            setattr(self, role, dense)
+
+    def build(self, x_shape, context_shape=None):
+        source = context_shape or x_shape
+        self.query.build(x_shape)
+        self.key.build(source)
+        self.value.build(source)
+        self.out = layers.Dense(x_shape[-1], kernel_initializer=near_zero(), dtype=self.dtype_policy, name="out")
+        self.out.build((None, None, self.heads * self.head_dim))
+
+    def call(self, x, context=None, context_mask=None):
+        source = x if context is None else context
+        mask = None if context_mask is None else ops.cast(context_mask, "bool")
+        q, k, v = (self.split(f(y)) for f, y in ((self.query, x), (self.key, source), (self.value, source)))
+        if mask is None:
+            return self.out(self.merge(ops.dot_product_attention(q, k, v)))
+        some = ops.any(mask, axis=-1, keepdims=True)
+        # A row without any token would be a softmax of nothing (NaN on some kernels): let it see all, then zero it.
+        y = ops.dot_product_attention(q, k, v, mask=ops.logical_or(mask, ops.logical_not(some))[:, None, None, :])
+        return self.out(self.merge(y) * ops.cast(some, y.dtype)[:, :, None])
+
+    def split(self, y):
+        """(B, N, heads * head_dim) -> (B, N, heads, head_dim)."""
+        return ops.reshape(y, (-1, ops.shape(y)[1], self.heads, self.head_dim))
+
+    def merge(self, y):
+        """(B, N, heads, head_dim) -> (B, N, heads * head_dim)."""
+        return ops.reshape(y, (-1, ops.shape(y)[1], self.heads * self.head_dim))
+
+    def compute_output_shape(self, x_shape, context_shape=None):
+        return x_shape
+
+    def get_config(self):
+        return {**super().get_config(), "heads": self.heads, "head_dim": self.head_dim, "qkv_bias": self.qkv_bias}
+
+
+def near_zero():
+    """The initialiser of a residual branch's last layer: small, so that a deep network starts near the identity.
+
+    DDPM and ADM start these layers at zero; a tenth of the usual spread trains alike and keeps every input visible
+    in the output from the first step on, so that a condition which does nothing can be told at once.
+    """
+    return keras.initializers.VarianceScaling(0.01, "fan_avg", "uniform")
+
+
+@serializable
+class PixelsToSequence(_Spatial):
+    """Feature map (B, H, W, C) -> sequence (B, H * W, C), row by row."""
+
+    def call(self, x):
+        if self.axis == 1:
+            x = ops.transpose(x, (0, 2, 3, 1))
+        _, height, width, channels = ops.shape(x)
+        return ops.reshape(x, (-1, height * width, channels))
+
+    def compute_output_shape(self, x_shape):
+        height, width = x_shape[1:3] if self.axis == -1 else x_shape[2:4]
+        return (x_shape[0], height * width if height and width else None, x_shape[self.axis])
+
+
+@serializable
+class SequenceToPixels(_Spatial):
+    """Sequence (B, H * W, C) -> feature map (B, H, W, C), with the height and width of ``like``."""
+
+    def call(self, y, like):
+        height, width = ops.shape(like)[1:3] if self.axis == -1 else ops.shape(like)[2:4]
+        y = ops.reshape(y, (-1, height, width, y.shape[-1]))
+        return y if self.axis == -1 else ops.transpose(y, (0, 3, 1, 2))
+
+    def compute_output_shape(self, y_shape, like_shape):
+        shape = list(like_shape)
+        shape[self.axis] = y_shape[-1]
+        return tuple(shape)
+
+
+@serializable
+class CropLike(_Spatial):
+    """Cut a feature map to the height and width of ``like``, at the bottom and the right.
+
+    Downsampling rounds odd sizes up, so upsampling by two gives the skip's size or one pixel more.
+    """
+
+    def call(self, x, like):
+        height, width = ops.shape(like)[1:3] if self.axis == -1 else ops.shape(like)[2:4]
+        return x[:, :height, :width, :] if self.axis == -1 else x[:, :, :height, :width]
+
+    def compute_output_shape(self, x_shape, like_shape):
+        shape = list(like_shape)
+        shape[self.axis] = x_shape[self.axis]
+        return tuple(shape)

@@ -1,0 +1,316 @@
+"""The U-Net: levels of blocks on the way down, a bridge, and levels of blocks that take the skips on the way up.
+
+``build_unet`` writes a plain functional Keras model out of parts (see blocks.py), conditions and a context:
+
+    condition(width) -> inputs, vector           a named input or more, and one vector (B, width) made from them
+    context() -> inputs, sequence, mask          named inputs, a sequence (B, L, D), its valid tokens (B, L) or None
+
+The vectors of all conditions are added up to ``emb``, which every block receives; every ``attend`` receives the
+context. It knows nothing of noise: give ``conditions=()`` and it is the U-Net of segmentation.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import keras
+from keras import layers
+
+from unet_keras.nn.blocks import (
+    conv,
+    conv_block,
+    conv_transpose,
+    crop_like,
+    cross_attention,
+    max_pool,
+    role,
+    silu,
+)
+from unet_keras.nn.layers import GroupNorm, TimestepEmbedding, channel_axis, near_zero
+
+
+class Level(NamedTuple):
+    """One resolution of a U-Net: ``depth`` blocks of ``filters`` channels, each followed by ``attend`` if given."""
+
+    filters: int
+    depth: int = 1
+    attend: Callable | None = None
+
+
+# ---- conditions -----------------------------------------------------------------------------------------------------
+
+
+def timestep(dim=None, *, shift=0.0, cosine_first=True):
+    """Condition on the timestep: input ``timestep`` (B,), embedded in ``dim`` sines and cosines, then dense-silu-dense.
+
+    ``dim`` is a quarter of the embedding's width unless given. ``shift`` and ``cosine_first`` are the variants in
+    which public checkpoints differ: see ``TimestepEmbedding``.
+    """
+
+    def condition(width):
+        # float32, so that a sampler may ask between two training timesteps; see TimestepEmbedding for the rounding.
+        t = keras.Input((), dtype="float32", name="timestep")
+        embed = TimestepEmbedding(
+            dim or max(width // 4, 4), shift=shift, cosine_first=cosine_first, name="timestep_embedding"
+        )
+        y = silu(layers.Dense(width, name="timestep_dense1")(embed(t)), "timestep_act")
+        return {"timestep": t}, layers.Dense(width, name="timestep_dense2")(y)
+
+    return condition
+
+
+def class_label(classes):
+    """Condition on a class: input ``label`` (B,), an integer in [0, classes), with one learned vector a class.
+
+    For classifier-free guidance ask for one class more than the data has, and give its index as the null label.
+    """
+    if classes < 1:
+        raise ValueError(f"classes must be 1 or more, got {classes}.")
+
+    def condition(width):
+        label = keras.Input((), dtype="int32", name="label")
+        return {"label": label}, layers.Embedding(classes, width, name="label_embedding")(label)
+
+    return condition
+
+
+def sequence(tokens, width):
+    """Context given from outside: input ``context`` (B, tokens, width), every token counting."""
+
+    def context():
+        given = keras.Input((tokens, width), name="context")
+        return {"context": given}, given, None
+
+    return context
+
+
+def masked_sequence(tokens, width):
+    """Context with padding: inputs ``context`` (B, tokens, width), ``context_mask`` (B, tokens): true where real."""
+
+    def context():
+        given = keras.Input((tokens, width), name="context")
+        mask = keras.Input((tokens,), dtype="bool", name="context_mask")
+        return {"context": given, "context_mask": mask}, given, mask
+
+    return context
+
+
+# ---- the U ----------------------------------------------------------------------------------------------------------
+
+
+def encoder_block(
+    x,
+    filters,
+    emb=None,
+    context=None,
+    *,
+    mask=None,
+    depth=1,
+    block=conv_block,
+    attend=None,
+    down=max_pool,
+    skips="last",
+    name=None,
+):
+    """Run ``depth`` blocks, then ``down``: one level of the way down. Returns (skip, x) or (list of skips, x).
+
+    ``skips="last"`` hands the last block's output over to the decoder: a single tensor, as in the U-Net of
+    Ronneberger et al. 2015. ``skips="all"`` hands over the level's input and every block's output: a list, as in
+    DDPM. ``down=None`` keeps the resolution.
+    """
+    if skips not in ("last", "all"):
+        raise ValueError(f'skips must be "last" or "all", got {skips!r}.')
+    trail = [x]
+    for i in range(depth):
+        x = call_part(block, x, filters, emb, name=role(name, f"block{i}"))
+        x = _attended(attend, x, context, mask, role(name, f"attend{i}"))
+        trail.append(x)
+    if down is not None:
+        x = call_part(down, x, filters, emb, name=role(name, "down"))
+    return (trail if skips == "all" else trail[-1]), x
+
+
+def decoder_block(
+    x,
+    skips,
+    filters,
+    emb=None,
+    context=None,
+    *,
+    mask=None,
+    depth=None,
+    block=conv_block,
+    attend=None,
+    up=conv_transpose,
+    name=None,
+):
+    """Run ``up``, then blocks that take the skips in, the last first: one level of the way up. Returns x.
+
+    ``skips`` is what ``encoder_block`` returned: a tensor or a list of them. There are ``depth`` blocks, by default
+    one a skip; those beyond the number of skips go without. ``up=None`` keeps the resolution.
+    """
+    skips = list(skips) if isinstance(skips, list | tuple) else [skips]
+    depth = len(skips) if depth is None else depth
+    if depth < len(skips):
+        raise ValueError(f"depth={depth} blocks cannot take in {len(skips)} skips: use one block a skip or more.")
+    if up is not None:
+        x = call_part(up, x, filters, emb, like=skips[-1], name=role(name, "up"))
+        x = crop_like(x, skips[-1], name=role(name, "crop"))
+    for i in range(depth):
+        if skips:
+            x = layers.Concatenate(axis=channel_axis(), name=role(name, f"skip{i}"))([x, skips.pop()])
+        x = call_part(block, x, filters, emb, name=role(name, f"block{i}"))
+        x = _attended(attend, x, context, mask, role(name, f"attend{i}"))
+    return x
+
+
+def bridge(x, emb=None, context=None, *, mask=None, filters=None, block=conv_block, attend=None, name="bridge"):
+    """Run one block, by default with twice as many filters as x has channels, and ``attend``: the bottom of the U."""
+    filters = filters or 2 * x.shape[channel_axis()]
+    x = call_part(block, x, filters, emb, name=role(name, "block0"))
+    return _attended(attend, x, context, mask, role(name, "attend0"))
+
+
+def sandwich(x, emb=None, context=None, *, mask=None, block=conv_block, attend=None, name="bridge"):
+    """Run block, ``attend``, block at x's own number of filters: the bridge of DDPM and its followers."""
+    filters = x.shape[channel_axis()]
+    x = call_part(block, x, filters, emb, name=role(name, "block0"))
+    x = _attended(attend, x, context, mask, role(name, "attend0"))
+    return call_part(block, x, filters, emb, name=role(name, "block1"))
+
+
+def pointwise_head(x, out_channels, *, name="head"):
+    """End with a 1x1 convolution in float32."""
+    return conv(x, out_channels, 1, dtype="float32", name=name)
+
+
+def norm_head(x, out_channels, *, groups=32, eps=1e-5, name="head"):
+    """End with group norm, silu and a 3x3 convolution in float32: the head that goes with ``res_block``."""
+    x = silu(GroupNorm(groups, epsilon=eps, name=role(name, "norm"))(x), role(name, "act"))
+    return conv(x, out_channels, dtype="float32", kernel_initializer=near_zero(), name=name)
+
+
+def build_unet(
+    input_shape,
+    levels=(64, 128, 256, 512),
+    *,
+    bridge=None,
+    block=conv_block,
+    down=max_pool,
+    up=conv_transpose,
+    skips="last",
+    conditions=(timestep(),),
+    context=None,
+    emb_width=None,
+    stem=None,
+    head=pointwise_head,
+    out_channels=None,
+    activation=None,
+    name="unet",
+):
+    """Build a U-Net as a functional ``keras.Model``: images (B, H, W, C), and conditions, to (B, H, W, out_channels).
+
+    The default is the slides' network with the timestep in every block; with ``conditions=()`` it is their listing,
+    layer for layer. The result takes a dictionary of its named inputs, ``image`` and those of the conditions and the
+    context, and returns float32 whatever the dtype policy; without condition or context it takes the image alone.
+
+    input_shape   (height, width, channels), or (channels, height, width) where Keras's image data format says so;
+                  height and width may be None, and need not divide by anything: downsampling rounds up
+    levels        filters of each level from fine to coarse, or ``Level`` for more than one block, or with attention
+    bridge        called (x, emb, context, mask=, name=); default: one block with twice the last level's filters, and
+                  cross-attention where there is a context
+    block, down, up   the parts of every level, see blocks.py; own ones need not take ``name`` or ``like``
+    skips         "last": one skip a level, a bridge below the last level. "all": a skip from every block and from the
+                  levels' inputs, and the bridge at the last level's resolution
+    conditions    functions width -> (inputs, vector)
+    context       (tokens, width) for a sequence given from outside, or a function () -> (inputs, sequence, mask)
+    emb_width     width of the vector that carries the conditions; four times the first level's filters unless given
+    stem, head    called (x) before and (x, out_channels) after the U
+    activation    applied to the output, for other uses than diffusion (e.g. "sigmoid" for masks)
+
+    Raises ValueError for an input shape of other than three numbers, for empty or malformed levels, for two inputs of
+    one name.
+    """
+    _check_input_shape(input_shape)
+    levels = [_as_level(level) for level in levels]
+    if not levels:
+        raise ValueError("levels is empty: give the filters of at least one level, e.g. (64, 128).")
+    image = keras.Input(input_shape, name="image")
+    inputs = {"image": image}
+    emb = _add_conditions(inputs, conditions, emb_width or 4 * levels[0].filters)
+    text, mask = _add_context(inputs, context)
+
+    x = call_part(stem, image, name="stem") if stem else image
+    stages = len(levels) - (skips == "all")  # with all skips the last level neither pools nor is upsampled to
+    saved = []
+    for i, (filters, depth, attend) in enumerate(levels):
+        options = {"mask": mask, "depth": depth, "block": block, "attend": attend, "skips": skips, "name": f"down{i}"}
+        skip, x = encoder_block(x, filters, emb, text, down=down if i < stages else None, **options)
+        saved.append(skip)
+    bridge = bridge or partial(_default_bridge, block=block, attend=cross_attention if context else None)
+    x = _with_mask(bridge, x, emb, text, mask=mask, name="bridge")
+    for i, (filters, depth, attend) in reversed(list(enumerate(levels))):
+        options = {"mask": mask, "block": block, "attend": attend, "up": up if i < stages else None, "name": f"up{i}"}
+        x = decoder_block(x, saved.pop(), filters, emb, text, depth=depth + (skips == "all"), **options)
+    x = call_part(head, x, out_channels or image.shape[channel_axis()], name="head")
+    if activation is not None:
+        x = layers.Activation(activation, dtype="float32", name="activation")(x)
+    return keras.Model(inputs if len(inputs) > 1 else image, x, name=name)
+
+
+_default_bridge = bridge
+
+
+def call_part(part, *args, **options):
+    """Call a part with those of the options that it takes, so that a function of yours needs no ``name``."""
+    parameters = inspect.signature(part).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        options = {key: value for key, value in options.items() if key in parameters}
+    return part(*args, **options)
+
+
+def _with_mask(part, *args, mask, name):
+    """Call a part that may see a mask. A mask is never dropped: a part that takes none raises TypeError."""
+    return call_part(part if mask is None else partial(part, mask=mask), *args, name=name)
+
+
+def _attended(attend, x, context, mask, name):
+    return x if attend is None else _with_mask(attend, x, context, mask=mask, name=name)
+
+
+def _check_input_shape(input_shape):
+    good = len(input_shape) == 3 and all(size is None or (isinstance(size, int) and size > 0) for size in input_shape)
+    if not good or input_shape[channel_axis()] is None:
+        raise ValueError(f"input_shape must be (height, width, channels), sizes None or positive, got {input_shape!r}.")
+
+
+def _as_level(level):
+    level = level if isinstance(level, Level) else Level(level)
+    if not isinstance(level.filters, int) or level.filters < 1 or level.depth < 1:
+        raise ValueError(f"levels must hold positive filter counts or Levels of depth 1 or more, got {level!r}.")
+    return level
+
+
+def _add_conditions(inputs, conditions, width):
+    emb = None
+    for condition in conditions:
+        more, vector = condition(width)
+        _add_inputs(inputs, more)
+        emb = vector if emb is None else layers.Add()([emb, vector])
+    return emb
+
+
+def _add_context(inputs, context):
+    if context is None:
+        return None, None
+    more, text, mask = (context if callable(context) else sequence(*context))()
+    _add_inputs(inputs, more)
+    return text, mask
+
+
+def _add_inputs(inputs, more):
+    twice = set(inputs) & set(more)
+    if twice:
+        raise ValueError(f"conditions and context declare the input {sorted(twice)} twice: give each its own name.")
+    inputs.update(more)

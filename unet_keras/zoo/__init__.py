@@ -1,0 +1,5 @@
+"""Names to ready networks, each a few lines over the parts of nn."""
+
+from unet_keras.zoo.ddpm import ddpm_cifar10, small_unet
+
+__all__ = ["ddpm_cifar10", "small_unet"]
