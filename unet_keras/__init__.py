@@ -60,7 +60,7 @@ from unet_keras.nn.unet import (
     sequence,
     timestep,
 )
-from unet_keras.zoo import ddpm_cifar10, small_unet
+from unet_keras.zoo import ddpm_cifar10, patch_unet, small_unet
 
 __version__ = "0.1.0"
 
@@ -79,7 +79,7 @@ __all__ = [
     "Row", "ddpm", "ddim",
     "classifier_free", "rescaled", "clipped", "unclipped",
     # ready networks, data, pictures
-    "small_unet", "ddpm_cifar10",
+    "patch_unet", "small_unet", "ddpm_cifar10",
     "load_emoji", "emoji_table", "image_folder", "by_label",
     "plots", "SampleGrid",
 ]  # fmt: skip

@@ -145,5 +145,7 @@ def leading(total: int, steps: int) -> np.ndarray:
 
 
 def linspace(total: int, steps: int) -> np.ndarray:
-    """Spread the timesteps evenly from T - 1 to 0, both included (Nichol & Dhariwal 2021)."""
+    """Spread the timesteps evenly from T - 1 to 0, both included (Nichol & Dhariwal 2021); a single one is T - 1."""
+    if steps == 1:  # of which NumPy would take the other end: an image without noise
+        return np.array([total - 1.0])
     return np.round(np.linspace(0, total - 1, steps))[::-1]

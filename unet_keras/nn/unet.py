@@ -254,6 +254,7 @@ def build_unet(
         options = {"mask": mask, "block": block, "attend": attend, "up": up if i < stages else None, "name": f"up{i}"}
         x = decoder_block(x, saved.pop(), filters, emb, text, depth=depth + (skips == "all"), **options)
     x = call_part(head, x, out_channels or image.shape[channel_axis()], name="head")
+    x = crop_like(x, image, name="head_crop")
     if activation is not None:
         x = layers.Activation(activation, dtype="float32", name="activation")(x)
     return keras.Model(inputs if len(inputs) > 1 else image, x, name=name)

@@ -1,13 +1,20 @@
-"""The networks of DDPM (Ho et al. 2020, appendix B), and a small one of the same kind to train on a laptop."""
+"""The networks of DDPM (Ho et al. 2020, appendix B), and small ones of the same kind to train on a laptop."""
 
 from functools import partial
 
-from unet_keras.nn.blocks import conv, keep_filters, nearest_conv, res_block, self_attention, strided_conv
+from keras import layers
+
+from unet_keras.nn.blocks import conv, keep_filters, nearest_conv, res_block, role, self_attention, silu, strided_conv
+from unet_keras.nn.layers import GroupNorm, near_zero
 from unet_keras.nn.unet import Level, build_unet, norm_head, sandwich, timestep
 
 
-def residual_unet(input_shape, levels, *, block, attend, head=norm_head, conditions=(timestep(),), **options):
-    """Build a U-Net of DDPM's kind: residual blocks, a skip from each, attention between two blocks at the bottom."""
+def residual_unet(input_shape, levels, *, block, attend, **options):
+    """Build a U-Net of DDPM's kind: residual blocks, a skip from each, attention between two blocks at the bottom.
+
+    ``options`` are those of ``build_unet``.
+    """
+    usual = {"stem": partial(conv, filters=Level(*levels[0]).filters), "head": norm_head}
     return build_unet(
         input_shape,
         levels,
@@ -16,10 +23,7 @@ def residual_unet(input_shape, levels, *, block, attend, head=norm_head, conditi
         down=strided_conv,
         up=keep_filters(nearest_conv),
         skips="all",
-        conditions=conditions,
-        stem=partial(conv, filters=Level(*levels[0]).filters),
-        head=head,
-        **options,
+        **usual | options,
     )
 
 
@@ -32,12 +36,35 @@ def ddpm_cifar10(input_shape=(32, 32, 3), *, dropout=0.1, name="ddpm_cifar10"):
     return residual_unet(input_shape, levels, block=block, attend=attend, head=head, conditions=conditions, name=name)
 
 
-def small_unet(input_shape=(32, 32, 3), *, width=64, conditions=(timestep(),), name="small_unet"):
-    """A network of DDPM's kind that two CPU cores train in minutes, at images of about 32 x 32.
+def small_unet(input_shape=(32, 32, 3), *, width=32, conditions=(timestep(),), name="small_unet"):
+    """A network of DDPM's kind for images of about 32 x 32, one block a level; ``width``, a multiple of 16, at the top.
 
-    ``width``, a multiple of 16, is the number of filters at full resolution.
+    1.4 million parameters.
     """
     block, attend = partial(res_block, groups=16), partial(self_attention, groups=16)
     levels = [Level(width, 1), Level(2 * width, 1), Level(2 * width, 2, attend)]
     head = partial(norm_head, groups=16)
     return residual_unet(input_shape, levels, block=block, attend=attend, head=head, conditions=conditions, name=name)
+
+
+def patch_unet(input_shape=(32, 32, 3), *, width=64, conditions=(timestep(),), name="patch_unet"):
+    """A network of DDPM's kind over patches of 2 x 2 pixels: what two CPU cores can train in minutes.
+
+    The stem halves the size and the head doubles it, so that every block works on a quarter of the pixels.
+    """
+    block, attend = partial(res_block, groups=16), partial(self_attention, groups=16)
+    levels = [Level(width, 2), Level(2 * width, 2, attend)]
+    options = {"stem": partial(patch_stem, filters=width), "head": partial(patch_head, groups=16)}
+    return residual_unet(input_shape, levels, block=block, attend=attend, conditions=conditions, name=name, **options)
+
+
+def patch_stem(x, filters, *, patch=2, name="stem"):
+    """Turn each patch of pixels into one vector of ``filters`` channels (Dosovitskiy et al. 2021)."""
+    return layers.Conv2D(filters, patch, strides=patch, padding="same", name=name)(x)
+
+
+def patch_head(x, out_channels, *, patch=2, groups=32, eps=1e-5, name="head"):
+    """End with group norm, silu, and a patch of pixels from each vector, in float32."""
+    x = silu(GroupNorm(groups, epsilon=eps, name=role(name, "norm"))(x), role(name, "act"))
+    options = {"kernel_initializer": near_zero(), "dtype": "float32", "name": name}
+    return layers.Conv2DTranspose(out_channels, patch, strides=patch, padding="same", **options)(x)

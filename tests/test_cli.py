@@ -1,0 +1,125 @@
+"""The command line, on a folder of small pictures."""
+
+import json
+import os
+import signal
+from functools import partial
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet_keras import cli, patch_unet
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.setitem(cli.NETWORKS, "patch", partial(patch_unet, width=16))
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            picture = rng.integers(0, 256, (8, 8, 3), dtype="uint8")
+            Image.fromarray(picture).save(tmp_path / "photos" / name / f"{i}.png")
+    return "photos"
+
+
+def train(*more):
+    return cli.main(["train", "--data", "photos", "--size", "8", "--batch-size", "4", "--out", "run", *more])
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_train_leaves_a_run_that_can_be_sampled_and_resumed(photos, tmp_path):
+    run = tmp_path / "run"
+    assert train("--epochs", "2", "--classes", "--samples-every", "1") == 0
+    made = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    pictures = {"samples/epoch_0001.png", "samples/epoch_0002.png", "samples.png", "denoising.gif", "loss.png"}
+    assert made == pictures | {"model.keras", "settings.json"}
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["epochs_done"] == 2 and settings["class_names"] == ["cats", "dogs"]
+    before = keras.saving.load_model(run / "model.keras")
+
+    assert cli.main(["train", "--out", "run", "--resume", "--epochs", "3"]) == 0
+    after = keras.saving.load_model(run / "model.keras")
+    assert int(before.optimizer.iterations) == 4 and int(after.optimizer.iterations) == 6
+    assert len(json.loads((run / "settings.json").read_text())["losses"]["loss"]) == 3
+
+    options = ["--count", "3", "--steps", "2", "--class", "dogs", "--guidance", "2", "--each", "single"]
+    assert cli.main(["sample", "run", *options, "--out", "grid.png", "--gif", "noise.gif"]) == 0
+    assert sorted(p.name for p in (tmp_path / "single").iterdir()) == ["0000.png", "0001.png", "0002.png"]
+    with Image.open("single/0000.png") as one, Image.open("grid.png") as grid, Image.open("noise.gif") as gif:
+        assert one.size == (8, 8) and grid.width > 3 * 64 and gif.n_frames == 2
+
+
+def test_the_same_seed_samples_the_same_pictures(photos, tmp_path):
+    train("--epochs", "1")
+    for out in ("a", "b"):
+        cli.main(["sample", "run", "--count", "2", "--steps", "3", "--each", out, "--out", "g.png"])
+    cli.main(["sample", "run", "--count", "2", "--steps", "3", "--each", "c", "--out", "g.png", "--seed", "1"])
+    a, b, c = (pixels(f"{name}/0000.png") for name in "abc")
+    assert (a == b).all() and (a != c).any()
+
+
+def test_ctrl_c_ends_training_and_leaves_a_usable_run(photos, tmp_path, capsys):
+    class Press(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    made = cli.SampleGrid
+
+    def press_too(*args, **options):
+        return keras.callbacks.CallbackList([made(*args, **options), Press()])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "SampleGrid", press_too)
+        assert train("--epochs", "50") == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    done = json.loads((tmp_path / "run" / "settings.json").read_text())["epochs_done"]
+    assert 2 <= done < 50
+    assert cli.main(["sample", "run", "--count", "1", "--steps", "2"]) == 0
+
+
+def test_minutes_end_training(photos, tmp_path):
+    assert train("--minutes", "0.02") == 0
+    assert (tmp_path / "run" / "model.keras").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["train", "--data", "nowhere", "--out", "run"], "nowhere"),
+        (["train", "--size", "48", "--out", "run"], "32 x 32"),
+        (["train", "--epochs", "0", "--out", "run"], "--epochs"),
+        (["train", "--learning-rate", "-1", "--out", "run"], "--learning-rate"),
+        (["train", "--resume", "--out", "run"], "holds no run"),
+        (["sample", "nowhere"], "nowhere"),
+        (["sample", "nowhere", "--count", "0"], "--count"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(arguments, said, photos, capsys):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
+
+
+def test_a_run_is_not_overwritten_and_unknown_classes_are_named(photos, capsys):
+    train("--epochs", "1")
+    assert train("--epochs", "1") == 2 and "--resume" in capsys.readouterr().err
+    assert cli.main(["sample", "run", "--class", "cats"]) == 2 and "without classes" in capsys.readouterr().err
+    assert cli.main(["sample", "run", "--steps", "1001"]) == 2 and "steps" in capsys.readouterr().err
+    assert cli.main(["sample", "run", "--guidance", "2"]) == 2 and "guidance" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    for command in (["--help"], ["train", "--help"], ["sample", "--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(command)
+    text = capsys.readouterr().out
+    assert "examples:" in text and "--guidance" in text and "Ctrl-C" in text

@@ -1,0 +1,9 @@
+"""Images to train on: the built-in emoji with captions, and any folder of pictures.
+
+Both give uint8 RGB, 0 to 255, channels last; neither knows of networks or noise.
+"""
+
+from unet_keras.data.emoji import emoji_table, load_emoji
+from unet_keras.data.folder import by_label, image_folder
+
+__all__ = ["by_label", "emoji_table", "image_folder", "load_emoji"]

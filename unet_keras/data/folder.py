@@ -1,0 +1,145 @@
+"""A folder of pictures as a dataset for `model.fit`: decoded once, held as one uint8 array, mirrored at random.
+
+Labels come from sub-folders, captions from Hugging Face metadata files; `conditions` turns either into named arrays.
+A batch is a function of (seed, epoch, index) alone, so neither the backend nor threads can change it.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from unet_keras.data.contents import Contents, read_contents
+
+
+class ImageFolder(keras.utils.PyDataset):
+    """The images of a folder in batches, shuffled and mirrored anew each epoch; made by `image_folder`.
+
+    The attributes are those of `Contents`, and `conditions`: None or a dict of arrays of first axis N. Item i is
+    `(images,)` or `(images, {name: array})`, at most `batch_size` long.
+    """
+
+    def __init__(self, contents: Contents, *, batch_size, shuffle, flip, conditions, seed):
+        # One worker of Keras's: what its queue still holds when an epoch ends, it serves in the next, so that with
+        # more, on JAX and torch, some images come twice an epoch and others not at all. Nothing is lost by it: a
+        # batch is a copy from memory.
+        super().__init__(workers=1)
+        self.images, self.paths, self.labels, self.class_names, self.captions = contents
+        self.batch_size = batch_size
+        self._shuffle, self._flip, self._seed = shuffle, flip, seed
+        self.conditions = None if conditions is None else _named_arrays(conditions(self), len(self.images))
+        self._start(epoch=0)
+
+    def __len__(self):
+        return -(-len(self.images) // self.batch_size)
+
+    def __getitem__(self, index):
+        first = range(0, len(self.images), self.batch_size)[index]
+        chosen = self._order[first : first + self.batch_size]
+        images, flipped = self.images[chosen], self._flipped[chosen]
+        images[flipped] = images[flipped, :, ::-1]
+        if self.conditions is None:
+            return (images,)
+        return images, {name: values[chosen] for name, values in self.conditions.items()}
+
+    def on_epoch_end(self):
+        """Move on to the next epoch's order and flips."""
+        self._start(self._epoch + 1)
+
+    def _start(self, epoch):
+        """Draw all that is random in an epoch, so that the order in which batches are asked for cannot matter."""
+        rng, count = np.random.default_rng([self._seed, epoch]), len(self.images)
+        self._epoch = epoch
+        self._order = rng.permutation(count) if self._shuffle else np.arange(count)
+        self._flipped = rng.random(count) < (0.5 if self._flip else 0.0)
+
+
+Conditions = Callable[[ImageFolder], Mapping[str, np.ndarray]]
+
+
+def image_folder(
+    path: str | os.PathLike,
+    size: int | tuple[int, int],
+    *,
+    batch_size: int = 32,
+    shuffle: bool = True,
+    flip: bool = True,
+    conditions: Conditions | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+) -> ImageFolder:
+    """Read every picture under a folder, at one size, into a dataset for `model.fit`.
+
+    `size` is a side or (height, width), in pixels: each image is scaled until its shorter side fits, then cropped
+    around its centre. N images take N * height * width * 3 bytes of memory. `flip` mirrors each image, left to right,
+    in half of the epochs: not for lettering, nor for captions that say left or right. For validation, turn `shuffle`
+    and `flip` off. `conditions` is called once, with the dataset, whose `labels`, `class_names` and `captions` it may
+    use; it returns a dict of arrays of first axis N, as `by_label` does. `workers` threads decode; None: one a core.
+
+    The same seed gives the same batches in each epoch again. Keras's `fit` asks for them in an order of its own, unless
+    it is told `shuffle=False`; `keras.utils.set_random_seed` makes that order the same again too.
+
+    Files that cannot be read, links out of the folder and, where there are metadata files, images without a row are
+    left out and named in one warning. Arguments and metadata that do not fit, and a folder without images, are a
+    ValueError.
+    """
+    root, (height, width) = _checked_root(path), _checked_size(size)
+    for name, value in {"batch_size": batch_size, "workers": 1 if workers is None else workers}.items():
+        if not _is_positive(value):
+            raise ValueError(f"{name}: received {value!r}; give a whole number of at least 1.")
+    return ImageFolder(
+        read_contents(root, height, width, workers=workers),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        flip=flip,
+        conditions=conditions,
+        seed=seed,
+    )
+
+
+def by_label(folder: ImageFolder) -> dict[str, np.ndarray]:
+    """Give the class of each image as the condition `label`, (N,) int32: for `image_folder(…, conditions=by_label)`."""
+    if folder.labels is None:
+        stray = min(folder.paths, key=lambda path: len(path.parts))
+        raise ValueError(
+            f"by_label: {stray} lies in no class sub-folder; put the images of each class in one of its own."
+        )
+    return {"label": folder.labels}
+
+
+def _checked_root(path):
+    """Return an existing folder as a Path."""
+    root = Path(path)
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise ValueError(f"path: there is {found} at {str(path)!r}; give a folder of images.")
+    return root
+
+
+def _checked_size(size):
+    """Return a side or a pair as (height, width)."""
+    sides = (size, size) if np.ndim(size) == 0 else tuple(size)
+    if len(sides) != 2 or not all(_is_positive(side) for side in sides):
+        raise ValueError(f"size: received {size!r}; give a side or (height, width), whole numbers of at least 1.")
+    return sides
+
+
+def _is_positive(value):
+    """Say whether `value` is a whole number of at least 1."""
+    return isinstance(value, Integral) and value >= 1
+
+
+def _named_arrays(conditions, count):
+    """Return conditions as NumPy arrays, once each is known to have an entry an image."""
+    if not isinstance(conditions, Mapping) or not conditions:
+        raise ValueError(f"conditions: the function returned {conditions!r:.200}; return a dict of named arrays.")
+    arrays = {name: keras.ops.convert_to_numpy(values) for name, values in conditions.items()}
+    for name, values in arrays.items():
+        if values.shape[:1] != (count,):
+            raise ValueError(
+                f"conditions: {name!r} has shape {values.shape}; its first axis must be the {count} images."
+            )
+    return arrays
