@@ -73,7 +73,7 @@ def _train_options(p):
     add("--batch-size", type=int, default=32, help="images a step (default: %(default)s)")
     add("--network", choices=NETWORKS, default="patch", help="(default: %(default)s)")
     add("--classes", action="store_true", help="condition on the emoji's group, or on the folder's sub-folders")
-    add("--learning-rate", type=float, default=1e-3, help="at its highest, with AdamW (default: %(default)s)")
+    add("--learning-rate", type=float, default=1.5e-3, help="at its highest, with AdamW (default: %(default)s)")
     add("--schedule", choices=SCHEDULES, default="cosine", help="(default: %(default)s)")
     add("--prediction", choices=PREDICTIONS, default="velocity", help="(default: %(default)s)")
     add("--samples-every", type=int, default=5, help="epochs between two grids of samples (default: %(default)s)")
@@ -175,7 +175,7 @@ def _fit(model, data, folder, settings):
     first, last = settings["epochs_done"], settings["epochs"]
 
     def rate(epoch):
-        """Rise over the first epoch's start, then fall as half a cosine to a hundredth at the end of the run."""
+        """Let the learning rate fall as half a cosine, to a hundredth at the end of the run."""
         done = deadline.passed() if deadline else epoch / last
         return settings["learning_rate"] * max(0.5 + 0.5 * math.cos(math.pi * min(done, 1.0)), 0.01)
 

@@ -117,6 +117,8 @@ class Inputs:
                 )
             return wrap(self, x), None, None
         images, conditions = self.unpack(x, y)
+        # Keras would take a list for several inputs.
+        images, conditions = _array(images), {name: _array(value) for name, value in conditions.items()}
         self.check(images, conditions)
         warn_if_zero_to_one(images)
         if sample_weight is not None:
@@ -126,11 +128,16 @@ class Inputs:
         return images, conditions or None if isinstance(conditions, dict) else conditions, sample_weight
 
 
+def check_shape(given, shape):
+    """Raise ValueError unless images of a shape fit the network's (B, H, W, C); None is a size not known yet."""
+    fits = len(given) == 4 and all(w in (None, g) or g is None for w, g in zip(shape[1:], given[1:], strict=True))
+    if not fits or 0 in given:
+        raise ValueError(f"images must have the shape {('N', *shape[1:])} with N > 0, got {tuple(given)}.")
+
+
 def check_images(images, shape):
     """Raise ValueError unless ``images`` are uint8, or floats in [-1, 1], of the network's ``shape`` (B, H, W, C)."""
-    fits = images.ndim == 4 and all(want in (None, got) for want, got in zip(shape[1:], images.shape[1:], strict=True))
-    if not fits or not images.size:
-        raise ValueError(f"images must have the shape {('N', *shape[1:])} with N > 0, got {images.shape}.")
+    check_shape(images.shape, shape)
     if np.issubdtype(images.dtype, np.integer):
         low, high, want = 0, 255, "0 to 255"
     elif np.issubdtype(images.dtype, np.floating):
@@ -180,6 +187,10 @@ def check_sample_weight(weight, count):
 # ---- the kinds of data that come in batches ---------------------------------------------------------------------
 
 
+def _array(x):
+    return np.asarray(x) if isinstance(x, list | tuple) else x
+
+
 def as_tuple(element):
     """Give a dataset's element as Keras wants it: a tuple, also where it is an array or a dictionary alone."""
     return tuple(element) if isinstance(element, tuple | list) else (element,)
@@ -202,6 +213,10 @@ def _tf_dataset(inputs, dataset):
 
     def checked(*element):
         element = scaled(element) if pixels else as_tuple(element[0] if len(element) == 1 else element)
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(element)
+        images, _ = inputs.unpack(x, y)
+        if images.shape.rank is not None:  # now, for Keras compiles the step before the first batch is there
+            check_shape(images.shape, inputs.image.shape)
         flat = tf.nest.flatten(element)
 
         def check(*arrays):

@@ -99,11 +99,12 @@ class DiffusionModel(keras.Model):
         """
         if kwargs.get("metrics") or kwargs.get("weighted_metrics"):
             raise ValueError("metrics are not taken by DiffusionModel.compile: use a callback, or validation's loss.")
+        optimizer = keras.optimizers.get(optimizer)
+        if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+            raise ValueError("optimizer has use_ema=True: leave it off and use DiffusionModel(..., ema=0.999).")
         self._compiled_with = {"loss": loss, "jit_compile": kwargs.get("jit_compile", "auto")}
         super().compile(optimizer=optimizer, **kwargs)
-        if getattr(self.optimizer, "use_ema", False):
-            raise ValueError("optimizer has use_ema=True: leave it off and use DiffusionModel(..., ema=0.999).")
-        self.noise_loss = keras.losses.MeanSquaredError() if loss is None else keras.losses.get(loss)
+        self.noise_loss = _as_loss(loss)
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -207,8 +208,10 @@ class DiffusionModel(keras.Model):
             held = validation_data if isinstance(validation_data, tuple | list) else (validation_data,)
             held = self.named_inputs.prepare(*held)
             validation_data = held[0] if held[1] is None and held[2] is None and not _is_array(held[0]) else held
+        if not _is_array(x) and not isinstance(x, keras.utils.PyDataset):
+            kwargs.setdefault("shuffle", False)  # or Keras warns that its own default does nothing
         options = {"validation_data": validation_data, "sample_weight": sample_weight, **kwargs}
-        return self._named_errors(super().fit, x, y, batch_size=batch_size, epochs=epochs, **options)
+        return self._guarded(super().fit, x, y, batch_size=batch_size, epochs=epochs, **options)
 
     def evaluate(self, x=None, y=None, *, sample_weight=None, **kwargs):
         """Compute the loss on held-out images with the averaged weights, and with the same noise at every call."""
@@ -216,16 +219,34 @@ class DiffusionModel(keras.Model):
             x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
         state = self.val_noise.state
         state.assign(np.array([derived(self.seed, 1), 0], dtype=keras.backend.standardize_dtype(state.dtype)))
-        return self._named_errors(super().evaluate, x, y, sample_weight=sample_weight, **kwargs)
+        return self._guarded(super().evaluate, x, y, sample_weight=sample_weight, **kwargs)
 
-    def _named_errors(self, method, *args, **kwargs):
-        """Raise what went wrong in a data pipeline as it was raised there."""
+    def _guarded(self, method, *args, **kwargs):
+        """Raise what went wrong in a data pipeline as it was raised there, and leave the model with its weights."""
+        held = self._held()
         try:
             return method(*args, **kwargs)
-        except Exception:
-            if self.named_inputs.failure is not None:
+        except BaseException as error:
+            if held:
+                self.jax_state_sync()
+            for v, value in held:
+                if v._value is None:
+                    v.assign(value)
+            if isinstance(error, Exception) and self.named_inputs.failure is not None:
                 raise self.named_inputs.failure from None
             raise
+
+    def _held(self):
+        """List all variables with their values, on JAX: Keras takes the values away before it asks for the first batch.
+
+        Should that batch raise, it would give back those from the end of the ``fit`` before, or none at all.
+        """
+        if keras.backend.backend() != "jax" or not self.compiled:
+            return []
+        self.jax_state_sync()
+        self._jax_state = None
+        self.optimizer.build(self.trainable_variables)
+        return [(v, v.value) for v in self.variables + self.optimizer.variables]
 
     # ---- sampling --------------------------------------------------------------------------------------------------
 
@@ -320,6 +341,20 @@ class DiffusionModel(keras.Model):
             v.assign(state.astype(keras.backend.standardize_dtype(v.dtype)))
 
 
+class FunctionLoss(keras.losses.Loss):
+    """A loss function as a Loss object, which takes weights."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.call = function
+
+
+def _as_loss(loss):
+    """Make a Loss object of what ``compile`` takes: None, a name, a function (target, output) or a Loss."""
+    loss = keras.losses.MeanSquaredError() if loss is None else keras.losses.get(loss)
+    return loss if isinstance(loss, keras.losses.Loss) else FunctionLoss(loss)
+
+
 def _look_up(table, t, rank):
     values = ops.take(ops.convert_to_tensor(table.astype("float32")), t, axis=0)
     return ops.reshape(values, (-1,) + (1,) * (rank - 1))
@@ -336,8 +371,11 @@ def _is_array(x):
 
 def _check_options(model):
     schedule, inputs = model.schedule, model.named_inputs
-    if model.weight is not None and (model.weight.shape != schedule.alpha.shape or not (model.weight >= 0).all()):
-        raise ValueError(f"weight must be a table of {len(schedule)} numbers >= 0, got shape {model.weight.shape}.")
+    if not isinstance(model.seed, int | np.integer) or model.seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {model.seed}.")
+    weight = model.weight
+    if weight is not None and (weight.shape != schedule.alpha.shape or not ((weight >= 0) & (weight < np.inf)).all()):
+        raise ValueError(f"weight must be a table of {len(schedule)} finite numbers >= 0, got shape {weight.shape}.")
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = model.prediction.estimate(1.0, 1.0, schedule.alpha, schedule.sigma)
     if not np.isfinite(estimate).all():

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -138,18 +139,16 @@ def _check_guidance(guidance, named_inputs, drop):
 
 def _image_shape(shape, size):
     """Give the images' shape; ``size`` fills in what the network leaves open."""
-    open_ = [i for i, n in enumerate(shape) if n is None]
-    if not open_:
-        fixed = tuple(shape)
-        if size is not None and tuple(size) not in (fixed[:2], fixed[1:]):
-            raise ValueError(f"size={tuple(size)} does not fit the network's images of shape {fixed}.")
-        return fixed
+    if size is None and None not in shape:
+        return tuple(shape)
     if size is None or len(size) != 2 or min(size) < 1:
         raise ValueError(f"The network leaves the image size open ({shape}): give size=(height, width), got {size}.")
-    height = 0 if shape[-1] is not None else 1
-    filled = list(shape)
-    filled[height : height + 2] = [int(n) if m is None else m for m, n in zip(shape[height:], size, strict=False)]
-    return tuple(filled)
+    channels_first = shape[-1] is None or (shape[0] is not None and keras.config.image_data_format() != "channels_last")
+    height = 1 if channels_first else 0
+    filled = (*shape[:height], *map(int, size), *shape[height + 2 :])
+    if any(want not in (None, got) for want, got in zip(shape, filled, strict=True)):
+        raise ValueError(f"size={tuple(size)} does not fit the network's images of shape {tuple(shape)}.")
+    return filled
 
 
 def _check_noise(noise, shape):

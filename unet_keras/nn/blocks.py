@@ -8,6 +8,8 @@ None; ``context`` a sequence (B, L, D) and ``mask`` (B, L) its valid tokens. Eve
 its layers' names. A part's own options are bound with ``functools.partial`` where the network is written.
 """
 
+from functools import wraps
+
 import keras
 from keras import layers
 
@@ -99,10 +101,10 @@ def res_block(x, filters, emb=None, *, modulate=norm_add, groups=32, eps=1e-5, d
 # ---- attention ------------------------------------------------------------------------------------------------------
 
 
-def self_attention(x, context=None, *, head_dim=None, groups=32, eps=1e-5, name=None):
+def self_attention(x, context=None, *, mask=None, head_dim=None, groups=32, eps=1e-5, name=None):
     """Let every pixel look at every other: x + Attention(GroupNorm(x)). One head, or C // head_dim of them.
 
-    ``context`` is not looked at; the argument is there so that all attends are called alike.
+    ``context`` and its ``mask`` are not looked at; they are there so that all attends are called alike.
     """
     channels = x.shape[channel_axis()]
     width = head_dim or channels
@@ -180,7 +182,7 @@ def _needs_context(context, part):
 def _split_heads(channels, heads, head_dim):
     if (heads is None) == (head_dim is None):
         raise ValueError(f"Give one of heads and head_dim, got heads={heads}, head_dim={head_dim}.")
-    heads = heads or channels // head_dim
+    heads = channels // head_dim if heads is None else heads
     if heads < 1 or channels < heads:
         raise ValueError(f"heads={heads}, head_dim={head_dim} do not fit {channels} channels.")
     return heads, head_dim or channels // heads
@@ -210,7 +212,7 @@ def strided_conv(x, filters=None, emb=None, *, padding="same", name=None):
 
 def res_down(x, filters=None, emb=None, *, name=None, **options):
     """Halve the size inside a residual block, by averaging (Song et al. 2021; ADM)."""
-    pool = layers.AveragePooling2D(2, padding="same")
+    pool = layers.AveragePooling2D(2, padding="same", name=role(name, "pool"))
     return res_block(x, filters or x.shape[channel_axis()], emb, resample=pool, name=name, **options)
 
 
@@ -237,24 +239,33 @@ def nearest_conv(x, filters=None, emb=None, *, like=None, name=None):
 def res_up(x, filters=None, emb=None, *, like=None, name=None, **options):
     """Double the size inside a residual block, by repetition, and cut to the size of ``like``."""
 
-    def resample(y):
-        return crop_like(layers.UpSampling2D(2)(y), like)
+    repeat, crop = layers.UpSampling2D(2, name=role(name, "repeat")), CropLike(name=role(name, "crop"))
+
+    def resample(y):  # the same two layers for both branches, as no two may have one name
+        y = repeat(y)
+        return y if like is None or same_size(y, like) else crop(y, like)
 
     return res_block(x, filters or x.shape[channel_axis()], emb, resample=resample, name=name, **options)
 
 
 def crop_like(x, like, *, name=None):
     """Cut x to the height and width of ``like``; nothing to do, and no layer, where they are known to agree."""
-    if like is None:
+    if like is None or same_size(x, like):
         return x
+    # In x's own dtype: a mixed policy would round a float32 output here.
+    return CropLike(name=name, dtype=x.dtype)(x, like)
+
+
+def same_size(x, like):
+    """Tell whether the two feature maps are known to agree in height and width."""
     sizes = slice(1, 3) if channel_axis() == -1 else slice(2, 4)
-    same = None not in like.shape[sizes] and x.shape[sizes] == like.shape[sizes]
-    return x if same else CropLike(name=name)(x, like)
+    return None not in like.shape[sizes] and x.shape[sizes] == like.shape[sizes]
 
 
 def keep_filters(part):
     """Make a part work at its input's own number of channels whatever it is asked for, as DDPM's resamplers do."""
 
+    @wraps(part)  # so that its signature is the part's: see call_part in unet.py
     def kept(x, filters=None, emb=None, **options):
         return part(x, None, emb, **options)
 

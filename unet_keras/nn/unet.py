@@ -226,7 +226,7 @@ def build_unet(
     conditions    functions width -> (inputs, vector)
     context       (tokens, width) for a sequence given from outside, or a function () -> (inputs, sequence, mask)
     emb_width     width of the vector that carries the conditions; four times the first level's filters unless given
-    stem, head    called (x) before and (x, out_channels) after the U
+    stem, head    called (x) before and (x, out_channels) after the U; the stem may be a Keras layer
     activation    applied to the output, for other uses than diffusion (e.g. "sigmoid" for masks)
 
     Raises ValueError for an input shape of other than three numbers, for empty or malformed levels, for two inputs of
@@ -265,15 +265,20 @@ _default_bridge = bridge
 
 def call_part(part, *args, **options):
     """Call a part with those of the options that it takes, so that a function of yours needs no ``name``."""
+    return part(*args, **_taken_by(part, options))
+
+
+def _taken_by(part, options):
     parameters = inspect.signature(part).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        options = {key: value for key, value in options.items() if key in parameters}
-    return part(*args, **options)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return options
+    return {key: value for key, value in options.items() if key in parameters}
 
 
 def _with_mask(part, *args, mask, name):
     """Call a part that may see a mask. A mask is never dropped: a part that takes none raises TypeError."""
-    return call_part(part if mask is None else partial(part, mask=mask), *args, name=name)
+    options = _taken_by(part, {"name": name})
+    return part(*args, **options) if mask is None else part(*args, mask=mask, **options)
 
 
 def _attended(attend, x, context, mask, name):
@@ -282,8 +287,9 @@ def _attended(attend, x, context, mask, name):
 
 def _check_input_shape(input_shape):
     good = len(input_shape) == 3 and all(size is None or (isinstance(size, int) and size > 0) for size in input_shape)
-    if not good or input_shape[channel_axis()] is None:
-        raise ValueError(f"input_shape must be (height, width, channels), sizes None or positive, got {input_shape!r}.")
+    if not good or (None, *input_shape)[channel_axis()] is None:
+        order = "(height, width, channels)" if channel_axis() == -1 else "(channels, height, width)"
+        raise ValueError(f"input_shape must be {order}, sizes None or positive, got {input_shape!r}.")
 
 
 def _as_level(level):
@@ -295,10 +301,10 @@ def _as_level(level):
 
 def _add_conditions(inputs, conditions, width):
     emb = None
-    for condition in conditions:
+    for i, condition in enumerate(conditions):
         more, vector = condition(width)
         _add_inputs(inputs, more)
-        emb = vector if emb is None else layers.Add()([emb, vector])
+        emb = vector if emb is None else layers.Add(name=f"emb_add{i}")([emb, vector])
     return emb
 
 
