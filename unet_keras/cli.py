@@ -173,15 +173,18 @@ def _new_model(settings, class_names):
 def _fit(model, data, folder, settings):
     deadline = runs.Deadline(60 * settings["minutes"]) if settings["minutes"] else None
     first, last = settings["epochs_done"], settings["epochs"]
+    images = len(data["x"] if isinstance(data["x"], np.ndarray) else data["x"].images)
+    steps = -(-images // settings["batch_size"])
 
-    def rate(epoch):
-        """Let the learning rate fall as half a cosine, to a hundredth at the end of the run."""
-        done = deadline.passed() if deadline else epoch / last
-        return settings["learning_rate"] * max(0.5 + 0.5 * math.cos(math.pi * min(done, 1.0)), 0.01)
+    def rate(step):
+        """Rise over 100 steps, then fall as half a cosine, to a hundredth at the end of the run."""
+        done = deadline.passed() if deadline else step / (last * steps)
+        fall = max(0.5 + 0.5 * math.cos(math.pi * min(done, 1.0)), 0.01)
+        return settings["learning_rate"] * fall * min((step + 1) / 100, 1.0)
 
     callbacks = [
         *([deadline] if deadline else []),
-        keras.callbacks.LearningRateScheduler(rate),
+        runs.LearningRate(rate),
         runs.SaveRun(folder, settings),
         SampleGrid(_in_turn(settings, 16), folder / "samples", every=settings["samples_every"], steps=25),
         _interrupt(),

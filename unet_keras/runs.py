@@ -91,3 +91,20 @@ class Deadline(keras.callbacks.Callback):
     def passed(self):
         """The share of the time that has passed."""
         return (time.monotonic() - self.start) / self.seconds if self.start is not None else 0.0
+
+
+class LearningRate(keras.callbacks.Callback):
+    """Set the learning rate before each batch to ``rate(number of updates so far)``."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate, self.step = rate, 0
+
+    def on_train_begin(self, logs=None):
+        self.step = int(self.model.optimizer.iterations)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()  # the optimizer's variables are elsewhere while fit runs
+        self.model.optimizer.learning_rate = self.rate(self.step)
+        self.step += 1

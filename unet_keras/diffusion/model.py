@@ -111,7 +111,8 @@ class DiffusionModel(keras.Model):
         if config:
             # As it was asked for: what "auto" came to on this backend would be wrong on another.
             loss = keras.saving.serialize_keras_object(self._compiled_with["loss"])
-            config.update(loss=loss, jit_compile=self._compiled_with["jit_compile"])
+            optimizer = _portable(config["optimizer"])
+            config.update(optimizer=optimizer, loss=loss, jit_compile=self._compiled_with["jit_compile"])
         return config
 
     def compile_from_config(self, config):
@@ -353,6 +354,16 @@ def _as_loss(loss):
     """Make a Loss object of what ``compile`` takes: None, a name, a function (target, output) or a Loss."""
     loss = keras.losses.MeanSquaredError() if loss is None else keras.losses.get(loss)
     return loss if isinstance(loss, keras.losses.Loss) else FunctionLoss(loss)
+
+
+def _portable(config):
+    """Name optimizers by Keras's public module: on torch it writes torch's own, which no other backend can run."""
+    if not isinstance(config, dict):
+        return config
+    config = {key: _portable(value) for key, value in config.items()}
+    if str(config.get("module")).startswith("keras.src.backend."):
+        config["module"] = "keras.optimizers"
+    return config
 
 
 def _look_up(table, t, rank):
