@@ -1,0 +1,19 @@
+"""What every test starts from: the same seeds, float32, channels last. Warnings are errors: see pyproject.toml."""
+
+import os
+
+# JAX optimises each small program that it compiles for longer than these tests run it. Read when JAX is imported.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+import keras  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def same_start():
+    """Seed every generator, and undo what a test does to Keras's settings."""
+    policy, layout = keras.config.dtype_policy(), keras.config.image_data_format()
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy(policy)
+    keras.config.set_image_data_format(layout)

@@ -1,0 +1,64 @@
+"""The same file on each backend: the same images of a seed, the same training step on the same corrupted batch."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from unet_keras import DiffusionModel, build_unet, class_label, timestep
+
+from . import other_backend
+from .helpers import pixels
+
+HERE = keras.backend.backend()
+OTHERS = [name for name in ("tensorflow", "jax", "torch") if name != HERE]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A trained model, in a file of the present backend."""
+    keras.utils.set_random_seed(0)
+    net = build_unet((8, 8, 3), (4, 8), conditions=(timestep(), class_label(3)))
+    model = DiffusionModel(net, null={"label": 2}, drop=0.2, ema=0.9, seed=1)
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9))
+    model.fit(pixels(8), np.arange(8) % 2, epochs=2, batch_size=4, verbose=0)
+    path = tmp_path_factory.mktemp("across") / "model.keras"
+    model.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def here(file):
+    return other_backend.doings(file)
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def there(request, file):
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    written = file.with_name(f"{request.param}.npz")
+    command = [sys.executable, str(Path(__file__).with_name("other_backend.py")), str(file), str(written)]
+    environment = {**os.environ, "KERAS_BACKEND": request.param}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return np.load(written)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_same_seed_same_images(here, there, sampler):
+    np.testing.assert_allclose(there[f"{sampler}_x"], here[f"{sampler}_x"], atol=1e-4)
+    difference = there[f"{sampler}_images"].astype(int) - here[f"{sampler}_images"]
+    assert np.abs(difference).max() <= 1 and (difference != 0).mean() < 0.02
+
+
+def test_same_batch_same_training(here, there):
+    np.testing.assert_allclose(there["losses"], here["losses"], rtol=1e-4)
+    np.testing.assert_allclose(there["weights"], here["weights"], atol=1e-4)
+    np.testing.assert_allclose(there["average"], here["average"], atol=1e-4)
+    assert there["iterations"] == here["iterations"] == 7
+    assert np.abs(here["weights"] - here["average"]).max() > 1e-3 and here["losses"][0] > here["losses"][2]

@@ -1,0 +1,379 @@
+"""What does not fit raises a ValueError that says so, before anything is trained on it."""
+
+import keras
+import numpy as np
+import pytest
+
+from unet_keras import (
+    DiffusionModel,
+    build_unet,
+    clean,
+    flow,
+    flow_velocity,
+    linear,
+    min_snr,
+    noise,
+    velocity,
+    zero_terminal_snr,
+)
+
+from .helpers import SHAPE, network, pixels, trainer, weights
+
+IMAGES = pixels(8)
+SCALED = IMAGES.astype("float32") / 127.5 - 1
+LABELS = np.arange(8) % 3
+HOLED = SCALED.copy()
+HOLED[5, 2, 2, 0] = np.nan
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return trainer()
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    return trainer(4)
+
+
+def refused(model, message, *args, **options):
+    """Check that fit refuses, and that neither the weights nor their average moved."""
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        model.fit(*args, verbose=0, **options)
+    assert all((now == then).all() for now, then in zip(weights(model), before, strict=True))
+
+
+# ---- data, in each of the kinds that carry them -----------------------------------------------------------------
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of two."""
+
+    def __init__(self, *arrays, **options):
+        super().__init__(**options)
+        self.arrays = arrays
+
+    def __len__(self):
+        return len(self.arrays[0]) // 2
+
+    def __getitem__(self, index):
+        return tuple(array[2 * index : 2 * index + 2] for array in self.arrays)
+
+
+def dataset(*arrays):
+    tf = pytest.importorskip("tensorflow")
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(2)
+
+
+def loader(*arrays):
+    torch = pytest.importorskip("torch")
+    return torch.utils.data.DataLoader(list(zip(*arrays, strict=True)), batch_size=2)
+
+
+def generator(*arrays):
+    yield from Batches(*arrays)
+
+
+KINDS = {
+    "arrays": lambda *arrays: arrays,
+    "dataset": dataset,
+    "pydataset": Batches,
+    "threads": lambda *arrays: Batches(*arrays, workers=2),
+    "loader": loader,
+    "generator": generator,
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def given(kind, *arrays):
+    """The positional arguments of fit."""
+    made = KINDS[kind](*arrays)
+    return made if kind == "arrays" else (made,)
+
+
+@kinds
+def test_images_on_another_scale(plain, kind):
+    refused(plain, r"float32 images must lie in \[-1, 1\].*/ 127.5", *given(kind, IMAGES.astype("float32")))
+    refused(plain, r"float32 images must lie in \[-1, 1\]", *given(kind, 1.1 * SCALED))
+
+
+@kinds
+def test_images_of_another_shape(plain, kind):
+    refused(plain, r"images must have the shape \('N', 8, 8, 3\)", *given(kind, pixels(8, shape=(8, 8, 1))))
+    refused(plain, r"images must have the shape", *given(kind, pixels(8, shape=(8, 9, 3))))
+    refused(plain, r"images must have the shape", *given(kind, pixels(8, shape=(8, 3))))
+
+
+@kinds
+def test_images_with_holes(plain, kind):
+    images = HOLED[4:]  # number 5 is now number 1, of a batch of two or of four
+    refused(plain, "images hold NaN, in 1 of [24], e.g. number 1", *given(kind, images))
+
+
+@kinds
+def test_labels_that_the_network_does_not_know(labelled, kind):
+    refused(labelled, "'label' must lie in 0 ... 3, got values from", *given(kind, IMAGES, LABELS + 4))
+    refused(labelled, "'label' must lie in 0 ... 3, got values from", *given(kind, IMAGES, LABELS - 3))
+
+
+@kinds
+def test_labels_that_are_missing_or_too_many(labelled, plain, kind):
+    refused(labelled, r"missing: \['label'\]", *given(kind, IMAGES))
+    refused(plain, "takes no conditions: give images alone, without labels", *given(kind, IMAGES, LABELS))
+
+
+@kinds
+def test_a_hole_in_the_third_batch_stops_training_before_it(kind):
+    """Two batches may be trained on; the third raises, and the model is as good as before."""
+    model = trainer()
+    with pytest.raises(ValueError, match="images hold NaN"):
+        model.fit(*given(kind, HOLED), batch_size=2 if kind == "arrays" else None, shuffle=False, verbose=0)
+    assert all(np.isfinite(v).all() for v in weights(model))
+    history = model.fit(IMAGES, batch_size=4, verbose=0).history  # and goes on
+    assert np.isfinite(history["loss"]).all() and model.generate(1, steps=1, progress=False).dtype == "uint8"
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"arrays"}))
+def test_a_hole_in_the_first_batch_costs_nothing_that_was_learned(kind):
+    model = trainer()
+    model.fit(IMAGES, verbose=0)
+    learned = weights(model)
+    model.network.set_weights([w + 1 for w in model.network.get_weights()])
+    changed = weights(model)
+    with pytest.raises(ValueError, match="images hold NaN"):
+        model.fit(*given(kind, HOLED[4:]), verbose=0)
+    found = weights(model)
+    assert (found[0] == changed[0]).all() and (found[1] == learned[1]).all()
+
+
+def test_validation_data_are_checked_before_training(plain):
+    refused(plain, "images hold NaN", IMAGES, validation_data=HOLED)
+    refused(plain, r"must lie in \[-1, 1\]", IMAGES, validation_data=(IMAGES.astype("float32"),))
+    refused(plain, "without labels", IMAGES, validation_data=(IMAGES, LABELS))
+
+
+def test_evaluate_checks_too(plain, labelled):
+    with pytest.raises(ValueError, match="images hold NaN"):
+        plain.evaluate(HOLED, verbose=0)
+    with pytest.raises(ValueError, match="images hold NaN"):
+        plain.evaluate(Batches(HOLED), verbose=0)
+    with pytest.raises(ValueError, match="missing"):
+        labelled.evaluate(IMAGES, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((0, 8, 8, 3), "uint8"), "with N > 0"),
+        (IMAGES.astype(bool), "uint8 or floats, got bool"),
+        (IMAGES.astype("int32") * 2, "0 to 255; got values from"),
+        (IMAGES.astype("int8"), "0 to 255; got values from -128"),
+        (IMAGES[0], "must have the shape"),
+        (np.where(np.isnan(HOLED), np.inf, SCALED), r"\[-1, 1\].*to inf"),
+        (IMAGES.astype(object), "uint8 or floats, got object"),
+        (IMAGES.astype(str), "uint8 or floats, got <U"),
+    ],
+)
+def test_arrays_that_are_no_images(plain, images, message):
+    refused(plain, message, images)
+
+
+def test_list_of_images_is_taken_for_an_array():
+    as_list, as_array = trainer(), trainer()
+    for model, images in ((as_list, list(IMAGES)), (as_array, IMAGES)):
+        model.fit(images, shuffle=False, verbose=0)
+    assert all((a == b).all() for a, b in zip(weights(as_list), weights(as_array), strict=True))
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ({"label": LABELS, "colour": LABELS}, r"unknown: \['colour'\]"),
+        ({"lable": LABELS}, r"unknown: \['lable'\]; missing: \['label'\]"),
+        (LABELS[:4], r"shape \(8,\), got \(4,\)"),
+        (LABELS[:, None], r"shape \(8,\), got \(8, 1\)"),
+        (LABELS + 0.5, "whole numbers"),
+        (np.full(8, np.nan), "NaN or infinity"),
+        (np.array(list("abcabcab")), "must hold numbers"),
+    ],
+)
+def test_conditions_that_do_not_fit(labelled, labels, message):
+    refused(labelled, message, IMAGES, labels)
+
+
+def test_dictionary_of_data_without_images(labelled):
+    refused(labelled, 'must hold "image"', {"images": IMAGES, "label": LABELS})
+    refused(labelled, "given twice", {"image": IMAGES, "label": LABELS}, {"label": LABELS})
+
+
+@pytest.mark.parametrize("weight", [np.ones(4), np.ones((8, 1)), -np.ones(8), np.full(8, np.nan)])
+def test_sample_weights_that_do_not_fit(plain, weight):
+    refused(plain, "sample_weight must be 8 finite numbers", IMAGES, sample_weight=weight)
+
+
+def test_labels_beside_a_dataset(labelled):
+    refused(labelled, "come with a dataset's own batches", Batches(IMAGES, LABELS), LABELS)
+
+
+def test_images_scaled_from_zero_to_one_warn(plain):
+    with pytest.warns(UserWarning, match=r"scaled to \[0, 1\]\? Use images \* 2 - 1"):
+        plain.fit(IMAGES / np.float32(255), verbose=0)
+
+
+def test_images_of_one_value_do_not_warn(plain):
+    plain.evaluate(np.zeros((2, *SHAPE), "float32"), verbose=0)
+
+
+# ---- making and compiling -----------------------------------------------------------------------------------------
+
+ALMOST_PURE_NOISE = zero_terminal_snr(linear())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"weight": np.ones(999)}, "weight must be a table of 1000 finite numbers"),
+        ({"weight": -np.ones(1000)}, "weight must be a table of 1000 finite numbers >= 0"),
+        ({"weight": np.full(1000, np.nan)}, "weight must be a table"),
+        ({"weight": np.full(1000, np.inf)}, "weight must be a table"),
+        ({"drop": 0.1}, "drop must lie .* and needs null"),
+        ({"drop": 1.5, "null": {"label": 3}}, "drop must lie"),
+        ({"drop": -0.1, "null": {"label": 3}}, "drop must lie"),
+        ({"null": {"label": 4}, "drop": 0.1}, "'label' must lie in 0 ... 3"),
+        ({"null": {"lable": 3}, "drop": 0.1}, r"unknown: \['lable'\]"),
+        ({"null": {"label": [3]}, "drop": 0.1}, r"'label' must have the shape \(1,\)"),
+        ({"ema": 1.0}, "ema must lie in"),
+        ({"ema": -0.1}, "ema must lie in"),
+        ({"ema": 999}, "ema must lie in"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"schedule": ALMOST_PURE_NOISE}, "pure noise .* use velocity"),
+        ({"schedule": flow()}, "pure noise .* use velocity"),
+        ({"wieght": np.ones(1000)}, "wieght"),
+        ({"emma": 0.9}, "emma"),
+        ({"loss": "mse"}, "loss"),
+    ],
+)
+def test_model_refuses(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        DiffusionModel(network(4), **options)
+
+
+@pytest.mark.parametrize("prediction", [velocity, clean, flow_velocity])
+def test_model_takes_pure_noise_where_it_can(prediction):
+    table = min_snr(ALMOST_PURE_NOISE, prediction)
+    assert DiffusionModel(network(), ALMOST_PURE_NOISE, prediction, weight=table).weight[-1] == 0
+
+
+def test_model_refuses_a_network_without_timestep():
+    with pytest.raises(ValueError, match="inputs named 'image' and 'timestep'"):
+        DiffusionModel(build_unet(SHAPE, (4, 8), conditions=()))
+
+
+def test_model_refuses_a_network_that_is_no_functional_model():
+    with pytest.raises(ValueError, match="functional keras.Model"):
+        DiffusionModel(keras.Sequential([keras.layers.Dense(3)]))
+
+
+@pytest.mark.parametrize("options", [{"metrics": ["mae"]}, {"weighted_metrics": ["mae"]}])
+def test_compile_refuses_metrics(options):
+    with pytest.raises(ValueError, match="metrics"):
+        DiffusionModel(network()).compile("adam", **options)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_compile_refuses_a_second_average(policy):
+    keras.config.set_dtype_policy(policy)
+    net = network()
+    keras.config.set_dtype_policy("float32")
+    model = DiffusionModel(net)
+    with pytest.raises(ValueError, match="use_ema=True"):
+        model.compile(keras.optimizers.Adam(use_ema=True))
+    assert not model.compiled
+
+
+def test_compile_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="(?i)unknown loss|could not interpret loss"):
+        DiffusionModel(network()).compile("adam", loss="mean_square")
+    with pytest.raises(TypeError, match="optimiser"):
+        DiffusionModel(network()).compile(optimiser="adam")
+
+
+# ---- sampling -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"steps": 0}, "steps must be a whole number from 1 to the schedule's 1000, got 0"),
+        ({"steps": -1}, "steps must be"),
+        ({"steps": 1001}, "steps must be"),
+        ({"steps": 2.5}, "steps must be"),
+        ({"steps": True}, "steps must be"),
+        ({"guidance": -1.0}, "guidance must be 0 or more"),
+        ({"guidance": float("nan")}, "guidance must be 0 or more"),
+        ({"guidance": 2.0}, "guidance=2.0 needs conditions"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"seed": 0.5}, "seed must be a whole number"),
+        ({"noise": np.zeros((3, 2, 8, 8, 3))}, r"noise must be .* = \(4, 2, 8, 8, 3\), got \(3, 2"),
+        ({"noise": np.zeros((4, 1, 8, 8, 3))}, "noise must be"),
+        ({"noise": np.full((4, 2, 8, 8, 3), np.nan)}, "noise must be finite"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"size": (8, 9)}, r"size=\(8, 9\) does not fit"),
+        ({"size": (8, 3)}, r"size=\(8, 3\) does not fit"),
+        ({"size": (16, 16)}, r"size=\(16, 16\) does not fit"),
+    ],
+)
+def test_generate_refuses(plain, options, message):
+    with pytest.raises(ValueError, match=message):
+        plain.generate(2, **{"steps": 3, **options})
+
+
+@pytest.mark.parametrize(
+    "conditions, message",
+    [
+        (3, r"missing: \['label'\]"),
+        ({}, r"missing: \['label'\]"),
+        ({"lable": [0]}, r"unknown: \['lable'\]"),
+        ({"label": [0], "colour": [0]}, r"unknown: \['colour'\]"),
+        ([0, 4], "must lie in 0 ... 3"),
+        ([-1], "must lie in 0 ... 3"),
+        ([0.5], "whole numbers"),
+        (np.zeros((0,), int), "at least one image"),
+        ([[0, 1]], r"must have the shape"),
+    ],
+)
+def test_generate_refuses_conditions(labelled, conditions, message):
+    with pytest.raises(ValueError, match=message):
+        labelled.generate(conditions, steps=1)
+
+
+@pytest.mark.parametrize("count", [0, -1, True, 2.5, "three"])
+def test_generate_refuses_what_is_no_count(plain, count):
+    with pytest.raises(ValueError):
+        plain.generate(count, steps=1)
+
+
+def test_guidance_needs_training_with_dropped_conditions():
+    model = trainer(4, null={}, drop=0.0)
+    with pytest.raises(ValueError, match="trained with dropped conditions"):
+        model.generate([0], steps=1, guidance=2.0)
+    assert model.generate([0], steps=1, guidance=1.0, progress=False).shape == (1, *SHAPE)
+
+
+def test_open_network_needs_a_size():
+    model = DiffusionModel(build_unet((None, None, 3), (4, 8)), ema=None)
+    for size in (None, (8,), (8, 0)):
+        with pytest.raises(ValueError, match="leaves the image size open"):
+            model.generate(1, steps=1, size=size)
+    assert model.generate(1, steps=1, size=(8, 12), progress=False).shape == (1, 8, 12, 3)
+
+
+def test_denoising_checks_when_it_is_called(plain):
+    with pytest.raises(ValueError, match="steps must be"):
+        plain.denoising(1, steps=0)
+
+
+def test_noise_is_the_default_prediction():
+    assert DiffusionModel(network()).prediction is noise

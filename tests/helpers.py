@@ -1,0 +1,150 @@
+"""What tests of several folders share: NumPy in and out of any backend, and networks small enough to run in no time."""
+
+from functools import partial
+
+import keras
+import numpy as np
+
+from unet_keras import (
+    Level,
+    build_unet,
+    class_label,
+    cross_attention,
+    keep_filters,
+    masked_sequence,
+    nearest_conv,
+    norm_film,
+    norm_head,
+    res_block,
+    res_down,
+    res_up,
+    sandwich,
+    self_attention,
+    spatial_transformer,
+    strided_conv,
+    timestep,
+)
+from unet_keras.nn.blocks import conv
+
+tiny_res_block = partial(res_block, groups=2)
+tiny_film_block = partial(res_block, groups=2, modulate=norm_film)
+tiny_self_attention = partial(self_attention, groups=2, head_dim=4)
+tiny_cross_attention = partial(cross_attention, heads=2)
+tiny_transformer = partial(spatial_transformer, groups=2, heads=2)
+
+
+def numpy_of(tensor):
+    """A float32 array of any backend's tensor, bfloat16 included."""
+    return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
+
+
+def normal(*shape, seed=0):
+    """Gaussian noise that is the same on every backend."""
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def randomized(model, seed=0):
+    """Give every weight of a model or layer a random value, the same on every backend. Returns the model.
+
+    No weight is left at the zero or the one it starts from, so that every layer shows in the output.
+    """
+    generator = np.random.default_rng(seed)
+    for weight in model.weights:
+        noise = generator.normal(size=weight.shape)
+        if len(weight.shape) == 1:
+            weight.assign(numpy_of(weight) + 0.3 * noise)
+        else:
+            weight.assign(noise / np.sqrt(np.prod(weight.shape[:-1])))
+    return model
+
+
+def output_of(model, inputs, **options):
+    """Run a model or layer on NumPy inputs; NumPy out."""
+    return numpy_of(model(inputs, **options))
+
+
+def on_arrays(part, *arrays, seed=0):
+    """Run a part of a network, with random weights, on NumPy arrays of any batch size; NumPy out."""
+    return output_of(randomized(model_of(part, *arrays), seed), arrays if len(arrays) > 1 else arrays[0])
+
+
+def model_of(part, *arrays):
+    """A part of a network as a model that takes what the arrays are examples of."""
+    inputs = tuple(keras.Input(array.shape[1:], dtype=str(array.dtype)) for array in arrays)
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], part(*inputs))
+
+
+def random_inputs(model, batch=2, size=(8, 8), seed=0):
+    """Random values, by the inputs' names, for a network that ``build_unet`` made."""
+    return {x.name: _random_input(x, batch, size, seed) for x in model.inputs}
+
+
+def _random_input(x, batch, size, seed):
+    generator = np.random.default_rng([seed, *x.name.encode()])
+    if x.name == "timestep":
+        return np.linspace(1, 999, batch).astype("float32")
+    if x.name == "label":
+        return (np.arange(batch) % 3).astype("int32")
+    if x.name == "context_mask":
+        return np.arange(x.shape[1]) < np.arange(1, batch + 1)[:, None]
+    if x.name != "image":
+        return generator.normal(size=(batch, *x.shape[1:])).astype("float32")
+    image = generator.normal(size=(batch, *size, 3)).astype("float32")
+    return image.transpose(0, 3, 1, 2) if keras.config.image_data_format() == "channels_first" else image
+
+
+def image_shape(height, width, channels=3):
+    """An input shape in Keras's present image data format."""
+    first = keras.config.image_data_format() == "channels_first"
+    return (channels, height, width) if first else (height, width, channels)
+
+
+def tiny_unet(levels=(4, 8), *, size=(8, 8), **options):
+    """The slides' kind of network, with few filters."""
+    return build_unet(image_shape(*size), levels, **options)
+
+
+def tiny_residual_unet(*, size=(8, 8), **options):
+    """DDPM's kind: residual blocks, all skips, strided and nearest-neighbour convolutions, self-attention."""
+    defaults = {
+        "levels": [Level(4), Level(8, 1, tiny_self_attention)],
+        "bridge": partial(sandwich, block=tiny_res_block, attend=tiny_self_attention),
+        "block": tiny_res_block,
+        "down": strided_conv,
+        "up": keep_filters(nearest_conv),
+        "skips": "all",
+        "stem": partial(conv, filters=4),
+        "head": partial(norm_head, groups=2),
+    }
+    return build_unet(image_shape(*size), **{**defaults, **options})
+
+
+def tiny_text_unet(*, size=(8, 8), **options):
+    """Stable Diffusion's kind, with a class label and a padded text of 5 tokens, 6 wide."""
+    defaults = {
+        "bridge": partial(sandwich, block=tiny_res_block, attend=tiny_transformer),
+        "down": partial(strided_conv, padding="symmetric"),
+        "conditions": (timestep(), class_label(3)),
+        "context": masked_sequence(5, 6),
+    }
+    return tiny_residual_unet(size=size, **{**defaults, **options})
+
+
+def tiny_film_unet(*, size=(8, 8), **options):
+    """ADM's kind: feature modulation after the norm, residual blocks that resample."""
+    defaults = {
+        "block": tiny_film_block,
+        "bridge": partial(sandwich, block=tiny_film_block, attend=tiny_cross_attention),
+        "down": partial(res_down, groups=2, modulate=norm_film),
+        "up": keep_filters(partial(res_up, groups=2, modulate=norm_film)),
+        "context": (5, 6),
+    }
+    return tiny_residual_unet(size=size, **{**defaults, **options})
+
+
+TINY_UNETS = {
+    "slides": tiny_unet,
+    "residual": tiny_residual_unet,
+    "text": tiny_text_unet,
+    "film": tiny_film_unet,
+}

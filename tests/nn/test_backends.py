@@ -1,0 +1,68 @@
+"""A file that one backend wrote gives the same output on the others."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import keras
+import numpy as np
+import pytest
+from helpers import (
+    output_of,
+    random_inputs,
+    randomized,
+    tiny_cross_attention,
+    tiny_film_block,
+    tiny_self_attention,
+    tiny_text_unet,
+)
+
+import unet_keras
+from unet_keras import Level, conv_transpose, res_down
+
+OTHERS = sorted({"jax", "tensorflow", "torch"} - {keras.backend.backend()})
+
+LOAD = """
+import sys
+import keras, numpy as np
+import unet_keras
+
+folder = sys.argv[1]
+model = keras.models.load_model(f"{folder}/unet.keras")
+np.save(f"{folder}/output.npy", keras.ops.convert_to_numpy(model(dict(np.load(f"{folder}/inputs.npz")))))
+print(keras.backend.backend())
+"""
+
+
+def every_kind_of_layer():
+    return tiny_text_unet(
+        size=(None, None),
+        levels=[Level(4, 1, tiny_self_attention), Level(8, 1, tiny_cross_attention), Level(8)],
+        block=tiny_film_block,
+        down=partial(res_down, groups=2),
+        up=conv_transpose,
+    )
+
+
+def test_it_has_every_kind_of_layer():
+    kinds = {type(layer).__name__ for layer in every_kind_of_layer().layers}
+    ours = {name for name, value in vars(unet_keras.nn.layers).items() if is_public_layer(value)}
+    assert ours and ours <= kinds
+
+
+def is_public_layer(value):
+    return isinstance(value, type) and issubclass(value, keras.layers.Layer) and not value.__name__.startswith("_")
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_a_file_gives_the_same_output_on_another_backend(backend, tmp_path):
+    model = randomized(every_kind_of_layer())
+    inputs = random_inputs(model, size=(7, 10))
+    model.save(tmp_path / "unet.keras")
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    command = [sys.executable, "-c", LOAD, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split()[-1] == backend, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "output.npy"), output_of(model, inputs), atol=1e-4)
