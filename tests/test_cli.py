@@ -72,7 +72,7 @@ def test_ctrl_c_ends_training_and_leaves_a_usable_run(photos, tmp_path, capsys):
             if epoch == 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    made = cli.SampleGrid
+    made, before = cli.SampleGrid, signal.getsignal(signal.SIGINT)
 
     def press_too(*args, **options):
         return keras.callbacks.CallbackList([made(*args, **options), Press()])
@@ -80,7 +80,7 @@ def test_ctrl_c_ends_training_and_leaves_a_usable_run(photos, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "SampleGrid", press_too)
         assert train("--epochs", "50") == 0
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     done = json.loads((tmp_path / "run" / "settings.json").read_text())["epochs_done"]
     assert 2 <= done < 50
     assert cli.main(["sample", "run", "--count", "1", "--steps", "2"]) == 0

@@ -147,6 +147,20 @@ def test_a_hole_in_the_first_batch_costs_nothing_that_was_learned(kind):
     assert (found[0] == changed[0]).all() and (found[1] == learned[1]).all()
 
 
+class Interrupted(Batches):
+    def __getitem__(self, index):
+        raise KeyboardInterrupt
+
+
+def test_interrupted_training_leaves_the_weights():
+    model = trainer()
+    before = weights(model)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(Interrupted(IMAGES), verbose=0)
+    assert all((now == then).all() for now, then in zip(weights(model), before, strict=True))
+    model.fit(IMAGES, verbose=0)
+
+
 def test_validation_data_are_checked_before_training(plain):
     refused(plain, "images hold NaN", IMAGES, validation_data=HOLED)
     refused(plain, r"must lie in \[-1, 1\]", IMAGES, validation_data=(IMAGES.astype("float32"),))

@@ -1,5 +1,6 @@
 """Guidance: what it computes, on a network of two classes known in closed form, and what it does not recompile."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -121,6 +122,16 @@ def test_one_call_of_the_network_a_row():
     spy.seen.clear()
     guided.generate([0, 1, 1], steps=1, guidance=1.0, progress=False)
     assert {shape[0] for shape in spy.seen} == {3}
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="on torch every step is a Python call")
+def test_rescaled_guidance_is_compiled_once():
+    net, spy = spied(3)
+    model = DiffusionModel(net, null={"label": 2}, drop=0.1, ema=None)
+    model.generate([0, 1], steps=1, guidance=2.0, combine=rescaled(0.5), progress=False)
+    spy.seen.clear()
+    model.generate([0, 1], steps=2, guidance=3.0, combine=rescaled(0.5), progress=False)
+    assert spy.seen == []
 
 
 @pytest.mark.parametrize("phi", [-0.1, 1.1, float("nan")])

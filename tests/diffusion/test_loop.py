@@ -21,10 +21,11 @@ from unet_keras import (
     unclipped,
     velocity,
 )
+from unet_keras import clean as clean_image
 from unet_keras.diffusion import loop
 from unet_keras.diffusion.samplers import HISTORY
 
-from .helpers import SHAPE, by_hand, network, normal, sampled, spied, trainer, weights
+from .helpers import SHAPE, by_hand, closed_form, network, normal, sampled, spied, trainer, weights
 
 SCHEDULE = linear()
 traced = pytest.mark.skipif(keras.backend.backend() == "torch", reason="on torch every step is a Python call")
@@ -109,6 +110,18 @@ def watched():
     model = DiffusionModel(net, null={"label": 2}, drop=0.1, ema=None)
     model.generate([0, 1, 0], steps=3, guidance=2.0, progress=False)
     return model, spy
+
+
+@traced
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX compiles for each shape")
+def test_a_third_batch_size_is_not_compiled_again():
+    net, spy = spied()
+    model = DiffusionModel(net, ema=None)
+    for count in (2, 3):
+        model.generate(count, steps=1, progress=False)
+    spy.seen.clear()
+    model.generate(5, steps=1, progress=False)
+    assert spy.seen == []
 
 
 @traced
@@ -215,6 +228,22 @@ def test_sampling_begins_with_noise_of_the_schedules_size(schedule, size):
     (frame,) = model.denoising(200, steps=1, seed=0, **options)
     x = ops.convert_to_numpy(frame.x)
     assert abs(x.std() - size) < 5 / np.sqrt(2 * x.size) and abs(x.mean()) < 5 / np.sqrt(x.size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_given_noise_goes_with_its_images(batch_size):
+    options = {"steps": 4, "sampler": ddpm, "noise": normal(5, 3, *SHAPE), "progress": False}
+    model = trainer(ema=None)
+    together = model.generate(3, **options).astype(int)
+    assert np.abs(model.generate(3, batch_size=batch_size, **options) - together).max() <= 1
+
+
+def test_images_are_rounded_and_cut_to_bytes():
+    said = np.array([-1.5, -1, -0.9999, 0.0001, 0.499, 1, 3], "float32")
+    net = closed_form(lambda x, alpha, sigma: 0 * x + ops.convert_to_tensor(said)[:, None], SCHEDULE, (1, 7, 1))
+    model = DiffusionModel(net, prediction=clean_image, ema=None)
+    images = model.generate(2, steps=1, threshold=unclipped, progress=False)
+    assert images[:, 0, :, 0].tolist() == [[0, 0, 0, 128, 191, 255, 255]] * 2
 
 
 def test_sampling_does_not_touch_the_model():

@@ -245,6 +245,20 @@ def test_sampling_in_the_middle_of_an_epoch_does_not_disturb_training():
     np.testing.assert_array_equal(sampling.images[-1], watched.generate(2, steps=2, seed=1, progress=False))
 
 
+class Evaluating(keras.callbacks.Callback):
+    """Evaluates in the middle of every epoch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.evaluate(IMAGES[:4], verbose=0)
+
+
+def test_evaluation_in_the_middle_of_an_epoch_does_not_disturb_training():
+    watched, alone = trainer(), trainer()
+    losses(watched, IMAGES, 2, batch_size=2, callbacks=[Evaluating()])
+    losses(alone, IMAGES, 2, batch_size=2)
+    assert apart(watched, alone) < 1e-6
+
+
 def test_training_learns():
     image = np.where(np.arange(8)[:, None, None] < 4, 250, 5) * np.ones((8, 8, 3))
     images = np.repeat(image[None], 16, axis=0).astype("uint8")

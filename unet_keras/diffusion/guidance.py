@@ -5,6 +5,7 @@ the clean estimate to one that an image can take. Both are functions traced into
 """
 
 from collections.abc import Callable
+from functools import cache
 
 from keras import ops
 
@@ -19,6 +20,7 @@ def classifier_free(conditional, unconditional, scale):
     return unconditional + scale * (conditional - unconditional)
 
 
+@cache  # one function for one phi: another would be compiled anew
 def rescaled(phi: float = 0.7) -> Combine:
     """Make classifier-free guidance that keeps the conditional's spread (Lin et al. 2024, equations 15 and 16).
 

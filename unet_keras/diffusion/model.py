@@ -104,6 +104,8 @@ class DiffusionModel(keras.Model):
             raise ValueError("optimizer has use_ema=True: leave it off and use DiffusionModel(..., ema=0.999).")
         self._compiled_with = {"loss": loss, "jit_compile": kwargs.get("jit_compile", "auto")}
         super().compile(optimizer=optimizer, **kwargs)
+        # Here, or TensorFlow would trace the first step twice, to find variables created in it.
+        self.optimizer.build(self.trainable_variables)
         self.noise_loss = _as_loss(loss)
 
     def get_compile_config(self):
@@ -117,7 +119,6 @@ class DiffusionModel(keras.Model):
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         # Flat, so that the loss of an example is one number and weights (B,) mean what they say; a Loss object, which
@@ -246,7 +247,6 @@ class DiffusionModel(keras.Model):
             return []
         self.jax_state_sync()
         self._jax_state = None
-        self.optimizer.build(self.trainable_variables)
         return [(v, v.value) for v in self.variables + self.optimizer.variables]
 
     # ---- sampling --------------------------------------------------------------------------------------------------

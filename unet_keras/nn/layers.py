@@ -124,15 +124,16 @@ class GroupNorm(_Spatial):
         x32 = ops.cast(x, "float32")
         mean = self.of_groups(ops.mean(x32, axis=pixels))
         variance = ops.maximum(self.of_groups(ops.mean(ops.square(x32), axis=pixels)) - ops.square(mean), 0.0)
-        scale = ops.rsqrt(variance + self.epsilon) * ops.cast(self.gamma, "float32")
-        shift = ops.cast(self.beta, "float32") - mean * scale
-        return ops.cast(x32 * self.per_channel(scale) + self.per_channel(shift), self.compute_dtype)
+        gamma, beta = (ops.reshape(ops.cast(v, "float32"), (self.groups, -1)) for v in (self.gamma, self.beta))
+        scale = ops.rsqrt(variance + self.epsilon) * gamma  # (B, groups, channels of a group)
+        shift = beta - mean * scale
+        channels = x.shape[self.axis]
+        scale, shift = (self.per_channel(ops.reshape(v, (-1, channels))) for v in (scale, shift))
+        return ops.cast(x32 * scale + shift, self.compute_dtype)
 
     def of_groups(self, v):
-        """Average (B, C) within each group, and give it back to each of the group's channels."""
-        size = v.shape[-1] // self.groups
-        groups = ops.mean(ops.reshape(v, (-1, self.groups, size)), axis=-1)
-        return ops.repeat(groups, size, axis=-1)
+        """Average numbers of channels, (B, C), within each group: (B, groups, 1)."""
+        return ops.mean(ops.reshape(v, (-1, self.groups, v.shape[-1] // self.groups)), axis=-1, keepdims=True)
 
     def compute_output_shape(self, x_shape):
         return x_shape
