@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet_keras import cli, patch_unet
+from unet_keras import build_unet, cli
 
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    monkeypatch.setitem(cli.NETWORKS, "patch", partial(patch_unet, width=16))
+    monkeypatch.setitem(cli.NETWORKS, "patch", partial(build_unet, levels=(4,)))
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs"):

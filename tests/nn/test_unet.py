@@ -32,6 +32,7 @@ from unet_keras import (
     decoder_block,
     encoder_block,
     masked_sequence,
+    patch_unet,
     sandwich,
     sequence,
     timestep,
@@ -78,6 +79,16 @@ def test_sizes_can_be_left_open(network):
 
 def test_four_levels_of_odd_sizes():
     assert run(randomized(tiny_unet((2, 2, 2, 2), size=(11, 5))), (11, 5)).shape == (2, 11, 5, 3)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (None, None)])
+def test_a_stem_and_a_head_may_resample(size):
+    """The head of patches gives even sizes; the output is cut to the image's, and stays float32."""
+    model = randomized(patch_unet((*size, 3), width=16))
+    assert model.output_shape == (None, *size, 3)
+    assert run(model, (7, 9)).shape == (2, 7, 9, 3)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    assert patch_unet((*size, 3), width=16).outputs[0].dtype == "float32"
 
 
 def test_one_level():

@@ -219,6 +219,8 @@ class DiffusionModel(keras.Model):
         """Compute the loss on held-out images with the averaged weights, and with the same noise at every call."""
         if not kwargs.get("_use_cached_eval_dataset"):  # given by fit, whose data have been checked
             x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
+        if keras.backend.backend() == "jax":
+            self.jax_state_sync()  # in the middle of fit, or what is assigned now would be lost
         state = self.val_noise.state
         state.assign(np.array([derived(self.seed, 1), 0], dtype=keras.backend.standardize_dtype(state.dtype)))
         return self._guarded(super().evaluate, x, y, sample_weight=sample_weight, **kwargs)
