@@ -91,6 +91,13 @@ def test_a_stem_and_a_head_may_resample(size):
     assert patch_unet((*size, 3), width=16).outputs[0].dtype == "float32"
 
 
+def test_the_stem_may_be_a_keras_layer():
+    stem = keras.layers.Conv2D(5, 3, padding="same")
+    model = randomized(build_unet((8, 8, 3), (4,), stem=stem))
+    assert model.get_layer("down0_block0_conv1").kernel.shape == (3, 3, 5, 4)
+    assert run(model).shape == (2, 8, 8, 3)
+
+
 def test_one_level():
     for skips in ("last", "all"):
         assert run(randomized(tiny_unet((4,), skips=skips))).shape == (2, 8, 8, 3)

@@ -264,11 +264,16 @@ _default_bridge = bridge
 
 
 def call_part(part, *args, **options):
-    """Call a part with those of the options that it takes, so that a function of yours needs no ``name``."""
+    """Call a part with those of the options that it takes, so that a function of yours needs no ``name``.
+
+    A Keras layer, as a stem say, takes none.
+    """
     return part(*args, **_taken_by(part, options))
 
 
 def _taken_by(part, options):
+    if isinstance(part, layers.Layer):
+        return {}
     parameters = inspect.signature(part).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return options
