@@ -128,7 +128,7 @@ def main():
     packages = ("keras", a.backend, "torch", "diffusers", "numpy")
     report = {
         "command": f"python benchmarks/speed.py --backend {a.backend} --mode {a.mode} --batch {a.batch} "
-        f"--rounds {a.rounds} --repeats {a.repeats}",
+        f"--rounds {a.rounds} --repeats {a.repeats} --precisions {' '.join(a.precisions)}",
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "versions": {name: version(name) for name in packages},
