@@ -1,9 +1,9 @@
 """The one sampling loop: a compiled step that takes the row as an argument, run over a sampler's rows.
 
-Measured against the whole loop in one program, a compiled step costs the same on TensorFlow and JAX, and it gives
-progress and intermediate images for nothing. Rows, weights, conditions and guidance scale are arguments of the step,
-so that none of them recompiles it; the history of states and estimates stays on the device. This is the one file that
-names backends in order to compile.
+A compiled step, rather than the whole loop in one program, gives progress and intermediate images for nothing, at the
+price of a call a row: some milliseconds on a CPU, see benchmarks/loop.py. Rows, weights, conditions and guidance scale
+are arguments of the step, so that none of them recompiles it; the history of states and estimates stays on the device.
+This is the one file that names backends in order to compile.
 """
 
 import time
