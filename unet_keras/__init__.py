@@ -11,8 +11,8 @@ pictures = model.generate(16)
 
 from unet_keras import plots
 from unet_keras.callbacks import SampleGrid
-from unet_keras.data import by_label, emoji_table, image_folder, load_emoji
-from unet_keras.diffusion.guidance import classifier_free, clipped, rescaled, unclipped
+from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder, load_emoji
+from unet_keras.diffusion.guidance import classifier_free, clipped, dynamic, interval, rescaled, unclipped
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.diffusion.predictions import Prediction, clean, flow_velocity, min_snr, noise, velocity
 from unet_keras.diffusion.samplers import Row, ddim, ddpm
@@ -60,7 +60,8 @@ from unet_keras.nn.unet import (
     sequence,
     timestep,
 )
-from unet_keras.zoo import ddpm_cifar10, patch_unet, small_unet
+from unet_keras.text.tokens import TokenEncoder
+from unet_keras.zoo import ddpm_cifar10, patch_unet, small_unet, text_unet
 
 __version__ = "0.1.0"
 
@@ -77,9 +78,11 @@ __all__ = [
     "trailing", "leading", "linspace",
     "Prediction", "noise", "velocity", "clean", "flow_velocity", "min_snr",
     "Row", "ddpm", "ddim",
-    "classifier_free", "rescaled", "clipped", "unclipped",
+    "classifier_free", "rescaled", "interval", "clipped", "dynamic", "unclipped",
+    # text
+    "TokenEncoder",
     # ready networks, data, pictures
-    "patch_unet", "small_unet", "ddpm_cifar10",
-    "load_emoji", "emoji_table", "image_folder", "by_label",
+    "patch_unet", "small_unet", "text_unet", "ddpm_cifar10",
+    "load_emoji", "emoji_table", "emoji_captions", "Redrawn", "image_folder", "by_label",
     "plots", "SampleGrid",
 ]  # fmt: skip

@@ -11,13 +11,17 @@ import numpy as np
 
 from unet_keras import plots, runs
 from unet_keras.callbacks import SampleGrid
-from unet_keras.data import by_label, emoji_table, image_folder
+from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder
 from unet_keras.diffusion import predictions, samplers, schedules
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.nn.unet import build_unet, class_label, timestep
-from unet_keras.zoo import ddpm_cifar10, patch_unet, small_unet
+from unet_keras.text.tokens import TokenEncoder
+from unet_keras.zoo import ddpm_cifar10, patch_unet, small_unet, text_unet
 
-NETWORKS = {"patch": patch_unet, "small": small_unet, "slides": build_unet, "ddpm-cifar10": ddpm_cifar10}
+NETWORKS = {
+    "patch": patch_unet, "text": text_unet, "small": small_unet, "slides": build_unet, "ddpm-cifar10": ddpm_cifar10,
+}  # fmt: skip
+READERS = ("text", "slides")  # the networks that take a context
 SCHEDULES = {"linear": schedules.linear, "scaled-linear": schedules.scaled_linear, "cosine": schedules.cosine}
 PREDICTIONS = {"noise": predictions.noise, "velocity": predictions.velocity, "clean": predictions.clean}
 SAMPLERS = {"ddim": samplers.ddim, "ddpm": samplers.ddpm}
@@ -28,6 +32,7 @@ examples:
   unet-keras train --minutes 8                        the built-in emoji, into runs/emoji
   unet-keras train --data photos --size 64 --epochs 200 --out runs/photos
   unet-keras train --data photos --classes            a class for each sub-folder of photos
+  unet-keras train --text --out runs/words            text to image: the emoji by their captions
   unet-keras train --out runs/emoji --resume --minutes 30      go on with a run
 
 Ctrl-C ends training after the batch at hand; the run can be sampled and resumed.
@@ -71,7 +76,8 @@ def _train_options(p):
     add("--minutes", type=float, help="stop after so many minutes, the learning rate falling to zero by then")
     add("--epochs", type=int, help="passes over the data in all (default: 100, unless --minutes is given)")
     add("--batch-size", type=int, default=32, help="images a step (default: %(default)s)")
-    add("--network", choices=NETWORKS, default="patch", help="(default: %(default)s)")
+    add("--network", choices=NETWORKS, help="(default: patch, or text with --text)")
+    add("--text", action="store_true", help="condition on the emoji's captions, or on the folder's metadata file")
     add("--classes", action="store_true", help="condition on the emoji's group, or on the folder's sub-folders")
     add("--learning-rate", type=float, default=1.5e-3, help="at its highest, with AdamW (default: %(default)s)")
     add("--schedule", choices=SCHEDULES, default="cosine", help="(default: %(default)s)")
@@ -107,15 +113,16 @@ def train(arguments) -> None:
     if arguments.resume:
         settings = {**runs.read_settings(folder), "minutes": arguments.minutes}
         settings["epochs"] = arguments.epochs or settings["epochs"]
-        model, data = runs.load_model(folder), _data(settings)
+        model = runs.load_model(folder)
+        data = _data(settings, model.encoder)
     else:
         settings = _new_settings(arguments)
         data = _data(settings)
-        model = _new_model(settings, data["class_names"])
+        model = _new_model(settings, data["class_names"], data["encoder"])
         settings["class_names"] = data["class_names"]
     folder.mkdir(parents=True, exist_ok=True)
     _fit(model, data, folder, settings)
-    _pictures(model, folder, settings)
+    _pictures(model, data, folder, settings)
 
 
 def _new_settings(arguments):
@@ -126,46 +133,94 @@ def _new_settings(arguments):
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}.")
     kept = {k: v for k, v in vars(arguments).items() if k not in ("run", "out", "resume")}
+    kept["network"] = arguments.network or ("text" if arguments.text else "patch")
+    if arguments.text and kept["network"] not in READERS:
+        raise ValueError(f"--network {arguments.network} reads no text: use one of {', '.join(READERS)} with --text.")
+    if kept["network"] == "text" and not arguments.text:
+        raise ValueError("--network text needs captions: give --text as well.")
     endless = 10**6 if arguments.minutes else 100
     return {**kept, "epochs": arguments.epochs or endless, "epochs_done": 0, "losses": {}}
 
 
-def _data(settings):
-    """Read images to train on, images to validate on if there are any, and the classes' names if asked for."""
-    if settings["data"] == "emoji":
-        return _emoji(settings)
-    options = {"batch_size": settings["batch_size"], "seed": settings["seed"]}
-    conditions = by_label if settings["classes"] else None
-    folder = image_folder(settings["data"], settings["size"], conditions=conditions, **options)
-    names = folder.class_names if settings["classes"] else None
-    return {"x": folder, "y": None, "validation": None, "class_names": names}
+def _data(settings, encoder=None):
+    """Read images to train on, images to validate on if there are any, the classes' names, and the text's encoder."""
+    read = _emoji if settings["data"] == "emoji" else _folder
+    data = read(settings, encoder)
+    return data if settings["classes"] else {**data, "class_names": None}
 
 
-def _emoji(settings):
+def _folder(settings, encoder):
+    options = {"batch_size": settings["batch_size"], "seed": settings["seed"], "flip": not settings["text"]}
+
+    def conditions(folder):
+        nonlocal encoder
+        named = by_label(folder) if settings["classes"] else {}
+        if settings["text"]:
+            if folder.captions is None:
+                raise ValueError(f"--text needs captions: put a metadata.jsonl or .csv into {settings['data']}.")
+            encoder = encoder or TokenEncoder.from_texts(folder.captions)
+            named |= encoder(folder.captions)
+        return named
+
+    asked = conditions if settings["classes"] or settings["text"] else None
+    folder = image_folder(settings["data"], settings["size"], conditions=asked, **options)
+    return {
+        "x": folder,
+        "y": None,
+        "validation": None,
+        "class_names": folder.class_names,
+        "encoder": encoder,
+        "captions": folder.captions,
+    }
+
+
+def _emoji(settings, encoder):
     if settings["size"] != 32:
         raise ValueError(f"The built-in images are 32 x 32, got --size {settings['size']}: leave it out.")
     table = emoji_table()
     names, labels = np.unique(table.groups, return_inverse=True)
     train_, held = (np.isin(table.splits, splits) for splits in (["train"], ["val", "compose"]))
+    known, unseen = (type(table)(*(column[chosen] for column in table)) for chosen in (train_, held))
+    if settings["text"]:
+        texts = [*known.captions, *known.tags, "a an the noto flat"]
+        encoder = encoder or TokenEncoder.from_texts(texts, width=192)
 
-    def part(chosen):
-        return table.images[chosen], {"label": labels[chosen].astype("int32")} if settings["classes"] else None
+    def conditions(chosen, captions):
+        named = {"label": labels[chosen].astype("int32")} if settings["classes"] else {}
+        return named | (encoder(captions) if settings["text"] else {}) or None
 
-    (x, y), validation = part(train_), part(held)
-    return {"x": x, "y": y, "validation": validation, "class_names": names.tolist() if settings["classes"] else None}
+    x, y = known.images, None if settings["text"] else conditions(train_, None)
+    if settings["text"]:
+        x = Redrawn(
+            known.images,
+            lambda rng: conditions(train_, emoji_captions(known, rng)),
+            batch_size=settings["batch_size"],
+            seed=settings["seed"],
+        )
+    validation = unseen.images, conditions(held, unseen.captions)
+    return {
+        "x": x,
+        "y": y,
+        "validation": validation,
+        "class_names": names.tolist(),
+        "encoder": encoder,
+        "captions": unseen.captions,
+    }
 
 
-def _new_model(settings, class_names):
+def _new_model(settings, class_names, encoder):
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy(settings["dtype"])
-    size, options = settings["size"], {}
-    conditions = [timestep()]
+    size, conditions, read, null, drop = settings["size"], [timestep()], {}, {}, 0.0
     if class_names:
         conditions.append(class_label(len(class_names) + 1))  # the last stands for "any"
-        options = {"null": {"label": len(class_names)}, "drop": 0.1}
-    network = NETWORKS[settings["network"]]((size, size, 3), conditions=conditions)
+        null, drop = {"label": len(class_names)}, 0.1
+    if encoder:
+        # With classes too, either alone or none at all can be asked for.
+        read, drop = {"context": encoder.context}, {"prompt": 0.15, "label": 0.5} if class_names else 0.1
+    network = NETWORKS[settings["network"]]((size, size, 3), conditions=conditions, **read)
     schedule, prediction = SCHEDULES[settings["schedule"]](), PREDICTIONS[settings["prediction"]]
-    model = DiffusionModel(network, schedule, prediction, seed=settings["seed"], **options)
+    model = DiffusionModel(network, schedule, prediction, encoder=encoder, null=null, drop=drop, seed=settings["seed"])
     model.compile(keras.optimizers.AdamW(settings["learning_rate"], weight_decay=1e-4, global_clipnorm=1.0))
     return model
 
@@ -182,11 +237,12 @@ def _fit(model, data, folder, settings):
         fall = max(0.5 + 0.5 * math.cos(math.pi * min(done, 1.0)), 0.01)
         return settings["learning_rate"] * fall * min((step + 1) / 100, 1.0)
 
+    asked, captions = _examples(settings, data, 16)
     callbacks = [
         *([deadline] if deadline else []),
         runs.LearningRate(rate),
         runs.SaveRun(folder, settings),
-        SampleGrid(_in_turn(settings, 16), folder / "samples", every=settings["samples_every"], steps=25),
+        SampleGrid(asked, folder / "samples", captions=captions, every=settings["samples_every"], steps=25),
         _interrupt(),
     ]
     options = {"validation_data": data["validation"]} if data["validation"] else {}
@@ -213,14 +269,15 @@ def _interrupt():
     return callback
 
 
-def _pictures(model, folder, settings):
+def _pictures(model, data, folder, settings):
     """Draw the losses, a grid of samples and how they came about."""
     try:
         plots.loss(settings["losses"], path=folder / "loss.png")
     except ImportError as error:
         print(f"no loss.png: {error}")
-    frames = [keras.ops.convert_to_numpy(f.x) for f in model.denoising(_in_turn(settings, 16), seed=settings["seed"])]
-    plots.grid(frames[-1].clip(-1, 1), path=folder / "samples.png")
+    asked, captions = _examples(settings, data, 16)
+    frames = [keras.ops.convert_to_numpy(f.x) for f in model.denoising(asked, seed=settings["seed"])]
+    plots.grid(frames[-1].clip(-1, 1), captions=captions, path=folder / "samples.png")
     plots.animation(frames, folder / "denoising.gif")
     print(f"samples in {folder / 'samples.png'}; more with: unet-keras sample {folder}")
 
@@ -239,6 +296,14 @@ def _in_turn(settings, count, label=None):
     if label.isdecimal() and int(label) < len(names):
         return {"label": np.full(count, int(label))}
     raise ValueError(f"--class {label} is none of the model's classes: {', '.join(names)}.")
+
+
+def _examples(settings, data, count):
+    """What the pictures of a run are asked for: prompts of the data for a model that reads, else ``_in_turn``."""
+    if not settings["text"]:
+        return _in_turn(settings, count), None
+    captions = list(data["captions"])[:: max(len(data["captions"]) // count, 1)][:count]
+    return captions, captions
 
 
 # ---- sample ---------------------------------------------------------------------------------------------------------

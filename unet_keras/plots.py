@@ -85,6 +85,32 @@ def denoising(frames: Iterable, *, count: int = 8, path: str | Path | None = Non
     return grid(strip.reshape(-1, *strip.shape[2:]), columns=len(chosen), path=path)
 
 
+def attention(
+    image, words: Sequence[str], maps, *, scale: int | None = None, path: str | Path | None = None
+) -> Image.Image:
+    """Show which pixels looked at which word: the image, and beside it a copy for each word, red where it was looked at.
+
+    `image` (H, W, 3), `words` L texts, `maps` (H, W, L) shares of attention; a word "" is left out. Each word's red goes
+    from its least to its greatest share; the caption tells its mean share of all attention.
+    """
+    image, maps = _pixels(np.asarray(image)[None], "image")[0], np.asarray(maps, "float32")
+    if maps.shape != (*image.shape[:2], len(words)) or not np.isfinite(maps).all():
+        raise ValueError(
+            f"maps: expected finite numbers (H, W, words) = {(*image.shape[:2], len(words))}, got {maps.shape}."
+        )
+    shown = [index for index, word in enumerate(words) if word]
+    tiles = [image, *(_reddened(image, maps[..., index]) for index in shown)]
+    captions = ["", *(f"{words[index]} {maps[..., index].mean():.0%}" for index in shown)]
+    return grid(np.stack(tiles), columns=len(tiles), captions=captions, scale=scale, path=path)
+
+
+def _reddened(image, share):
+    """Fade the image to grey and mix red in, by how far the share (H, W) is between its least and its greatest."""
+    heat = ((share - share.min()) / max(np.ptp(share), 1e-12))[..., None]
+    grey = 128 + 0.4 * (image.mean(axis=-1, keepdims=True) - 128)
+    return np.rint((1 - heat) * grey + heat * np.array([220, 30, 30])).astype(np.uint8)
+
+
 def animation(frames: Iterable, path: str | Path, *, milliseconds: int = 60, hold: int = 1500) -> Path:
     """Write the way from noise to image as a GIF that repeats for ever, and return its path.
 

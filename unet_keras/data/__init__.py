@@ -3,7 +3,8 @@
 Both give uint8 RGB, 0 to 255, channels last; neither knows of networks or noise.
 """
 
-from unet_keras.data.emoji import emoji_table, load_emoji
+from unet_keras.data.emoji import emoji_captions, emoji_table, load_emoji
 from unet_keras.data.folder import by_label, image_folder
+from unet_keras.data.redrawn import Redrawn
 
-__all__ = ["by_label", "emoji_table", "image_folder", "load_emoji"]
+__all__ = ["Redrawn", "by_label", "emoji_captions", "emoji_table", "image_folder", "load_emoji"]

@@ -42,3 +42,20 @@ def load_emoji() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.nd
     table = emoji_table()
     train, test = (table.splits == split for split in ("train", "val"))
     return (table.images[train], table.captions[train]), (table.images[test], table.captions[test])
+
+
+def emoji_captions(table: EmojiTable, rng: np.random.Generator) -> list[str]:
+    """Draw a caption for each emoji: its name, or one to three of its keywords; at times with an article, or the style.
+
+    70% are names; 25% begin with a, an or the; 30% end with the style's word, "noto" or "flat", so that
+    "red heart flat" asks for that style.
+    """
+    return [_caption(*row, rng) for row in zip(table.captions, table.tags, table.styles, strict=True)]
+
+
+def _caption(name, tags, style, rng):
+    tags = tags.split("|") if tags else [name]
+    text = name if rng.random() < 0.7 else " ".join(rng.permutation(tags)[: rng.integers(1, 4)])
+    if rng.random() < 0.25:
+        text = f"{rng.choice(['a', 'an', 'the'])} {text}"
+    return f"{text} {style}" if rng.random() < 0.3 else text

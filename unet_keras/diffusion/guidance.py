@@ -1,13 +1,16 @@
 """Guidance: what to make of the network's output with and without its conditions.
 
 A guidance combines (conditional, unconditional, scale) -> output, all in what the network predicts; a threshold maps
-the clean estimate to one that an image can take. Both are functions traced into the compiled step.
+the clean estimate to one that an image can take. Both are functions traced into the compiled step. The scale is a
+number, or a function Point -> number, asked once for each row ahead of sampling.
 """
 
 from collections.abc import Callable
 from functools import cache
 
 from keras import ops
+
+from unet_keras.diffusion.schedules import Point
 
 Combine = Callable[..., object]
 
@@ -40,9 +43,41 @@ def _spread(x):
     return ops.std(x, axis=tuple(range(1, len(x.shape))), keepdims=True)
 
 
+def interval(scale: float, low: float, high: float) -> Callable[[Point], float]:
+    """Make a scale that guides only while low < sigma / alpha <= high, and is 1 elsewhere (Kynkaanniemi et al. 2024).
+
+    For ``generate(..., guidance=interval(3.0, 0.3, 5.0))``: guidance harms variety at high noise and does nothing
+    at low. Raises ValueError unless 0 <= low < high.
+    """
+    if not 0 <= low < high:
+        raise ValueError(f"interval needs 0 <= low < high, in sigma / alpha, got low={low}, high={high}.")
+    # Multiplied out, as alpha may be 0.
+    return lambda point: scale if low * point.alpha < point.sigma <= high * point.alpha else 1.0
+
+
 def clipped(estimate):
     """Clip the clean estimate to [-1, 1], where images live (static thresholding)."""
     return ops.clip(estimate, -1.0, 1.0)
+
+
+@cache
+def dynamic(quantile: float = 0.995) -> Callable:
+    """Make the threshold that clips each image at a quantile of its own values and scales it back to [-1, 1].
+
+    Dynamic thresholding (Saharia et al. 2022, section 2.3): keeps strong guidance from saturating the colours. Never
+    clips below 1. Raises ValueError for a quantile outside (0, 1].
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile must lie in (0, 1], got {quantile}.")
+
+    def threshold(estimate):
+        axes = tuple(range(1, len(estimate.shape)))
+        flat = ops.reshape(ops.abs(estimate), (ops.shape(estimate)[0], -1))
+        limit = ops.maximum(ops.quantile(flat, quantile, axis=1), 1.0)
+        limit = ops.reshape(limit, (-1,) + (1,) * len(axes))
+        return ops.clip(estimate, -limit, limit) / limit
+
+    return threshold
 
 
 def unclipped(estimate):

@@ -39,10 +39,11 @@ def entries(network) -> dict[str, Entry]:
 
 
 class Inputs:
-    """The named inputs of one network, and the checks on what is given for them."""
+    """The named inputs of one network, and the checks on what is given for them; ``encoder`` reads prompts."""
 
-    def __init__(self, network):
+    def __init__(self, network, encoder=None):
         self.entries = entries(network)
+        self.encoder = encoder
         self.image = self.entries["image"]
         self.conditions = {k: v for k, v in self.entries.items() if k not in ("image", "timestep")}
         self.failure = None  # the last error raised inside a data pipeline, which wraps it beyond recognition
@@ -84,8 +85,25 @@ class Inputs:
                 f"The network takes the conditions {sorted(self.conditions)}, got {sorted(conditions)}"
                 + (f"; unknown: {sorted(unknown)}" if unknown else "")
                 + (f"; missing: {sorted(missing)}" if missing else "")
+                + ("; encode the prompts of a dataset ahead, with encoder(prompts)" if "prompt" in unknown else "")
                 + "."
             )
+
+    def encoded(self, y):
+        """Put what the encoder makes of prompts in their place: y is a list of texts, or holds one under "prompt".
+
+        Raises ValueError for prompts without an encoder, and for conditions given beside it.
+        """
+        if _is_text(y) or (self.encoder is not None and isinstance(y, list | tuple) and not len(y)):
+            y = {"prompt": y}
+        if not isinstance(y, dict) or "prompt" not in y:
+            return y
+        if self.encoder is None:
+            raise ValueError("Conditions must hold numbers; texts need an encoder: DiffusionModel(..., encoder=...).")
+        made, rest = self.encoder(y["prompt"]), {name: value for name, value in y.items() if name != "prompt"}
+        if set(made) & set(rest):
+            raise ValueError(f"Conditions {sorted(set(made) & set(rest))} are given twice: by the encoder as well.")
+        return {**made, **rest}
 
     # ---- values -------------------------------------------------------------------------------------------------
 
@@ -116,7 +134,7 @@ class Inputs:
                     "y and sample_weight come with a dataset's own batches: (images, conditions, weights)."
                 )
             return wrap(self, x), None, None
-        images, conditions = self.unpack(x, y)
+        images, conditions = self.unpack(self.encoded(x) if isinstance(x, dict) else x, self.encoded(y))
         # Keras would take a list for several inputs.
         images, conditions = _array(images), {name: _array(value) for name, value in conditions.items()}
         self.check(images, conditions)
@@ -126,6 +144,14 @@ class Inputs:
             # Keras drops the weights where y is None: give it conditions of width zero instead.
             conditions = conditions or np.zeros((len(images), 0), "float32")
         return images, conditions or None if isinstance(conditions, dict) else conditions, sample_weight
+
+
+def _is_text(y):
+    if isinstance(y, str):
+        return True
+    if isinstance(y, np.ndarray):
+        return y.dtype.kind in "UO"
+    return isinstance(y, list | tuple) and any(isinstance(entry, str) for entry in y)
 
 
 def check_shape(given, shape):

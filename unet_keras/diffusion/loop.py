@@ -18,10 +18,14 @@ from unet_keras.diffusion.samplers import HISTORY, Row
 
 
 class Frame(NamedTuple):
-    """One moment of sampling, on the device: the newest states and estimates, (HISTORY, N, H, W, C) each."""
+    """One moment of sampling, on the device: the newest states and estimates, (HISTORY, N, H, W, C) each.
+
+    ``extras``: what a network of several outputs gave besides the first, for the N images with their conditions.
+    """
 
     states: object
     estimates: object
+    extras: list
 
     @property
     def x(self):
@@ -35,7 +39,7 @@ class Frame(NamedTuple):
 
 
 def make_step(network, prediction, combine, threshold, *, jit=False) -> Callable:
-    """Compile one row of sampling: (states, estimates, row, z, conditions, null) -> (states, estimates).
+    """Compile one row of sampling: (states, estimates, row, z, conditions, null) -> (states, estimates, extras).
 
     states and estimates hold the last HISTORY of them, newest first, (HISTORY, N, H, W, C) float32; ``row`` is a
     vector made by ``packed``; z is fresh noise (N, H, W, C). With ``null`` conditions, which replace the conditions in
@@ -47,17 +51,21 @@ def make_step(network, prediction, combine, threshold, *, jit=False) -> Callable
             x = ops.concatenate([x, x])
             conditions = {name: ops.concatenate([value, null[name]]) for name, value in conditions.items()}
         timestep = ops.broadcast_to(t, (ops.shape(x)[0],))
-        output = ops.cast(network({"image": x, "timestep": timestep, **conditions}, training=False), "float32")
-        return output if null is None else combine(*ops.split(output, 2), scale)
+        outputs = network({"image": x, "timestep": timestep, **conditions}, training=False)
+        output, *extras = outputs if isinstance(outputs, list | tuple) else [outputs]
+        output = ops.cast(output, "float32")
+        if null is None:
+            return output, extras
+        return combine(*ops.split(output, 2), scale), [ops.split(extra, 2)[0] for extra in extras]
 
     def step(states, estimates, row, z, conditions, null):
         t, alpha, sigma, scale, c = (row[i] for i in range(5))
         a, b = row[5 : 5 + HISTORY], row[5 + HISTORY :]
-        output = ask(states[0], t, scale, conditions, null)
+        output, extras = ask(states[0], t, scale, conditions, null)
         clean = threshold(prediction.estimate(states[0], output, alpha, sigma))
         estimates = ops.concatenate([clean[None], estimates[:-1]])
         x = _weighted(a, states) + _weighted(b, estimates) + c * z
-        return ops.concatenate([x[None], states[:-1]]), estimates
+        return ops.concatenate([x[None], states[:-1]]), estimates, extras
 
     return compiled(step, network.variables, jit=jit)
 
@@ -80,17 +88,19 @@ def packed(row: Row, scale: float) -> np.ndarray:
 def run(step, rows, x, noise: Callable[[int], np.ndarray], scale=1.0, conditions=None, null=None) -> Iterator[Frame]:
     """Take x, the noise to begin with (N, H, W, C), through the rows; yield a Frame after each.
 
-    ``noise(n)`` gives row n's fresh noise (N, H, W, C); it is asked only where the row uses any.
+    ``noise(n)`` gives row n's fresh noise (N, H, W, C); it is asked only where the row uses any. The guidance scale is
+    a number, or a function of the row's Point.
     """
     x = ops.convert_to_tensor(x, "float32")
     nothing = ops.zeros_like(x)
     states = ops.stack([x] + [nothing] * (HISTORY - 1))
     estimates = ops.stack([nothing] * HISTORY)
-    vectors = [packed(row, scale) for row in rows]
+    vectors = [packed(row, scale(row.point) if callable(scale) else scale) for row in rows]
     for n, (row, vector) in enumerate(zip(rows, vectors, strict=True)):
         z = ops.convert_to_tensor(noise(n), "float32") if row.c else nothing
-        states, estimates = step(states, estimates, ops.convert_to_tensor(vector), z, conditions or {}, null)
-        yield Frame(states, estimates)
+        frame = Frame(*step(states, estimates, ops.convert_to_tensor(vector), z, conditions or {}, null))
+        states, estimates = frame.states, frame.estimates
+        yield frame
 
 
 def compiled(function, variables, *, jit=False):

@@ -19,6 +19,9 @@ from unet_keras.diffusion.samplers import ddim
 from unet_keras.diffusion.schedules import Schedule, linear, trailing
 from unet_keras.diffusion.seeds import derived, next_seed
 
+TABLES = ("schedule", "prediction", "encoder")
+"""The parts that are written into a model's configuration whole."""
+
 
 @keras.saving.register_keras_serializable("unet_keras")
 class DiffusionModel(keras.Model):
@@ -33,8 +36,11 @@ class DiffusionModel(keras.Model):
     schedule      the noise of each timestep, saved with the weights
     prediction    what the network predicts: noise, velocity, clean or flow_velocity
     weight        a table (T,) of loss weights, e.g. ``min_snr(schedule, prediction)``; None weighs all alike
+    encoder       prompts -> conditions, see text/: ``fit`` and ``generate`` then take lists of texts, or {"prompt":
+                  texts} beside other conditions
     null, drop    conditions that mean "none", {name: one example's array}, and the probability with which training
-                  puts them in the place of an example's own: both are needed for guidance
+                  puts them in the place of an example's own: both are needed for guidance. For a prompt, null is
+                  the empty one. ``drop={"prompt": 0.1, "label": 0.5}`` drops each on its own
     ema           decay of the weights' running average, which ``generate``, ``evaluate``, ``predict`` and ``export``
                   use; it is warmed up as min(ema, (1 + n) / (10 + n)) at update n. None keeps no average
     seed          of timesteps, noise and drops in training; drawn from Python's generator unless given
@@ -50,6 +56,7 @@ class DiffusionModel(keras.Model):
         prediction: Prediction = noise,
         *,
         weight=None,
+        encoder=None,
         null=None,
         drop=0.0,
         ema=0.999,
@@ -62,10 +69,13 @@ class DiffusionModel(keras.Model):
         super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
         self.network, self.schedule, self.prediction = network, schedule, prediction
         self.weight = None if weight is None else np.asarray(weight, "float64")
-        self.null, self.drop, self.ema = dict(null or {}), drop, ema
+        self.encoder, self.drop, self.ema = encoder, drop, ema
         self.seed = random.getrandbits(31) if seed is None else seed
-        self.named_inputs = Inputs(network)
+        self.named_inputs = Inputs(network, encoder)
+        self._given_null, self.null = dict(null or {}), self._nulls(null)
         _check_options(self)
+        self.drops = self._drops()
+        self.guidance_gap = keras.metrics.Mean(name="guidance_gap") if self.drops else None
         self.train_noise = keras.random.SeedGenerator(derived(self.seed, 0), name="train_noise")
         self.val_noise = keras.random.SeedGenerator(derived(self.seed, 1), name="val_noise")
         self.noise_loss = keras.losses.MeanSquaredError()
@@ -126,7 +136,7 @@ class DiffusionModel(keras.Model):
         flat = [ops.reshape(v, (ops.shape(v)[0], -1)) for v in (y, y_pred)]
         return sum(self.losses, start=self.noise_loss(*flat, sample_weight))
 
-    def corrupted(self, data, generator, drop=0.0):
+    def corrupted(self, data, generator, drops=None):
         """Turn a batch into (inputs, target, weight): steps 2 to 4 of DDPM's training (Ho et al. 2020, algorithm 1)."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         images, conditions = self.named_inputs.unpack(x, y)
@@ -135,9 +145,9 @@ class DiffusionModel(keras.Model):
         t = keras.random.randint((count,), 0, len(self.schedule), dtype="int32", seed=next_seed(generator))
         eps = keras.random.normal(ops.shape(clean), dtype="float32", seed=next_seed(generator))
         alpha, sigma = (_look_up(table, t, len(clean.shape)) for table in (self.schedule.alpha, self.schedule.sigma))
-        if drop:
-            dropped = keras.random.uniform((count,), dtype="float32", seed=next_seed(generator)) < drop
-            conditions = {name: self._or_null(name, value, dropped) for name, value in conditions.items()}
+        for names, share in (drops or {}).items():
+            dropped = keras.random.uniform((count,), dtype="float32", seed=next_seed(generator)) < share
+            conditions = conditions | {name: self._or_null(name, conditions[name], dropped) for name in names}
         if sample_weight is not None:  # Keras repeats it for each of y's entries
             sample_weight = ops.cast(keras.tree.flatten(sample_weight)[0], "float32")
         if self.weight is not None:
@@ -153,7 +163,9 @@ class DiffusionModel(keras.Model):
         return ops.where(ops.reshape(dropped, (-1,) + (1,) * (len(value.shape) - 1)), null, value)
 
     def train_step(self, *args):
-        out = self._with_noise(super().train_step, args, self.train_noise, self.drop)
+        out = self._with_noise(super().train_step, args, self.train_noise, self.drops)
+        logs = out[0] if keras.backend.backend() == "jax" else out
+        logs.pop("guidance_gap", None)  # measured in validation only
         if self.ema_network is None:
             return out
         if keras.backend.backend() == "jax":
@@ -173,18 +185,33 @@ class DiffusionModel(keras.Model):
         return out
 
     def test_step(self, *args):
-        return self._with_noise(super().test_step, args, self.val_noise)
+        return self._with_noise(super().test_step, args, self.val_noise, gap=self.guidance_gap)
 
-    def _with_noise(self, keras_step, args, generator, drop=0.0):
+    def _with_noise(self, keras_step, args, generator, drops=None, gap=None):
         if keras.backend.backend() != "jax":
-            return keras_step(self.corrupted(args[0], generator, drop))
+            data = self.corrupted(args[0], generator, drops)
+            self._measure(gap, data[0])
+            return keras_step(data)
         # JAX's steps take and return their state. The advanced generator must go back into it, or the same noise
         # would be compiled into every step.
-        state, data = args
-        with _state([(self.non_trainable_variables, state[1])]) as scope:
-            data = self.corrupted(data, generator, drop)
-        rest = [scope.get_current_value(v) for v in self.non_trainable_variables]
-        return keras_step((state[0], rest, *state[2:]), data)
+        (trainable, rest, *others, metrics), data = args
+        pairs = [(self.trainable_variables, trainable), (self.non_trainable_variables, rest)]
+        with _state([*pairs, (self.metrics_variables, metrics)]) as scope:
+            data = self.corrupted(data, generator, drops)
+            self._measure(gap, data[0])
+        changed = (self.non_trainable_variables, self.metrics_variables)
+        rest, metrics = ([scope.get_current_value(v) for v in variables] for variables in changed)
+        return keras_step((trainable, rest, *others, metrics), data)
+
+    def _measure(self, gap, inputs):
+        """Note how far the output moves, relative to its size, when all that can be dropped is dropped."""
+        if gap is None:
+            return
+        names = [name for names in self.drops for name in names]
+        everything = ops.ones((ops.shape(inputs["image"])[0],), "bool")
+        without = inputs | {name: self._or_null(name, inputs[name], everything) for name in names}
+        given, bare = (ops.cast(self.averaged(x, training=False), "float32") for x in (inputs, without))
+        gap.update_state(ops.sqrt(ops.mean(ops.square(given - bare)) / ops.mean(ops.square(given))))
 
     def _update_average(self):
         """Move the average towards the weights, once an update of the weights, whatever happened in between."""
@@ -261,6 +288,7 @@ class DiffusionModel(keras.Model):
         sampler=ddim,
         spacing=trailing,
         guidance=1.0,
+        negative=None,
         combine=classifier_free,
         threshold=clipped,
         size=None,
@@ -271,14 +299,17 @@ class DiffusionModel(keras.Model):
     ) -> np.ndarray:
         """Sample images, uint8 (N, H, W, C), in the layout of the network's images.
 
-        conditions    how many images, for a network without conditions; otherwise {name: array (N, ...)}, or the
-                      array alone where there is one condition
+        conditions    a list of prompts, for a model with an encoder; or {name: array (N, ...)}, or the array alone
+                      where there is one condition; or how many images. What is left out stands at its null
         steps         the number of steps along the schedule, 1 to T
         sampler       points -> rows, see samplers.py
         spacing       (T, steps) -> the timesteps visited
-        guidance      scale of classifier-free guidance; 1 samples the conditional model as it is
+        guidance      scale of classifier-free guidance; 1 samples the conditional model as it is. Or a function
+                      Point -> scale, e.g. ``interval``
+        negative      what guidance leads away from, in place of null: prompts or conditions, one for all images or
+                      one for each
         combine       (conditional, unconditional, scale) -> output, see guidance.py
-        threshold     maps the clean estimate to one that an image can take: ``clipped``, or ``unclipped``
+        threshold     maps the clean estimate to one that an image can take: ``clipped``, ``dynamic()``, ``unclipped``
         size          (height, width) for a network that leaves them open
         seed          a whole number: the same images again, also on another backend up to rounding
         noise         in place of the seed: the noise to begin with and that of each row, (1 + rows, N, H, W, C)
@@ -289,42 +320,60 @@ class DiffusionModel(keras.Model):
         guidance, and guidance of a model that was not trained with dropped conditions.
         """
         chosen = {"steps": steps, "sampler": sampler, "spacing": spacing, "size": size, "seed": seed, "noise": noise}
-        chosen |= {"guidance": guidance, "combine": combine, "threshold": threshold}
+        chosen |= {"guidance": guidance, "negative": negative, "combine": combine, "threshold": threshold}
         batches = self._request(conditions, **chosen).batches(batch_size)
         tick = loop.progress_bar(sum(len(batch.rows) for batch in batches)) if progress else None
         return np.concatenate([to_uint8(loop.last(batch.frames(self._step(batch)), tick)) for batch in batches])
 
-    def denoising(self, conditions, **options):
-        """Sample with the options of ``generate`` and yield a ``Frame`` after each row, from noise to image."""
+    def denoising(self, conditions, *, network=None, **options):
+        """Sample with the options of ``generate`` and yield a ``Frame`` after each row, from noise to image.
+
+        ``network``: another form of ``averaged``, whose further outputs come along as ``Frame.extras``.
+        """
         asked = self._request(conditions, **options)
-        return asked.frames(self._step(asked))
+        return asked.frames(self._step(asked, network))
 
     def _request(self, conditions, **options):
-        return sampling.request(self.named_inputs, self.schedule, self.null, self.drop, conditions, **options)
+        null = {name: self.null[name] for names in self.drops for name in names}
+        return sampling.request(self.named_inputs, self.schedule, null, conditions, **options)
 
-    def _step(self, asked):
+    def _step(self, asked, network=None):
         """The compiled step that a request needs, compiled once."""
+        network = self.averaged if network is None else network
         if keras.backend.backend() == "jax":
             self.jax_state_sync()  # in the middle of fit the weights live elsewhere
-        key = (None if asked.null is None else asked.combine, asked.threshold)
+        key = (network, None if asked.null is None else asked.combine, asked.threshold)
         if key not in self._steps:
             jit = getattr(self, "jit_compile", None) is True
-            self._steps[key] = loop.make_step(self.averaged, self.prediction, asked.combine, asked.threshold, jit=jit)
+            self._steps[key] = loop.make_step(network, self.prediction, asked.combine, asked.threshold, jit=jit)
         return self._steps[key]
+
+    def _nulls(self, given):
+        """What stands for "none" of each condition: given, or made of the empty prompt."""
+        prompt = self.encoder([""]) if self.encoder is not None and self.drop else {}
+        self._prompt_names = tuple(prompt)
+        return {**{name: value[0] for name, value in prompt.items()}, **dict(given or {})}
+
+    def _drops(self):
+        """{names of conditions dropped together: probability}."""
+        if not isinstance(self.drop, dict):
+            return {tuple(self.null): self.drop} if self.drop else {}
+        return {self._prompt_names if k == "prompt" else (k,): share for k, share in self.drop.items() if share}
 
     # ---- saving ----------------------------------------------------------------------------------------------------
 
     def get_config(self):
         network = keras.saving.serialize_keras_object(self.network)
-        tables = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("schedule", "prediction")}
+        tables = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in TABLES}
         weight = None if self.weight is None else self.weight.tolist()
-        null = {name: np.asarray(value).tolist() for name, value in self.null.items()}
-        own = {"weight": weight, "null": null, "drop": self.drop, "ema": self.ema, "seed": self.seed}
+        null = {name: np.asarray(value).tolist() for name, value in self._given_null.items()}
+        drop = dict(self.drop) if isinstance(self.drop, dict) else self.drop
+        own = {"weight": weight, "null": null, "drop": drop, "ema": self.ema, "seed": self.seed}
         return {**super().get_config(), "network": network, **tables, **own}
 
     @classmethod
     def from_config(cls, config):
-        parts = {k: keras.saving.deserialize_keras_object(config[k]) for k in ("network", "schedule", "prediction")}
+        parts = {k: keras.saving.deserialize_keras_object(config[k]) for k in ("network", *TABLES)}
         return cls(**{**config, **parts})
 
     def _generators(self):
@@ -395,13 +444,22 @@ def _check_options(model):
         raise ValueError(
             "A schedule that ends in pure noise (alpha = 0) cannot be trained to predict noise: use velocity."
         )
-    if not 0 <= model.drop <= 1 or (model.drop and not model.null):
-        raise ValueError(
-            f"drop must lie in [0, 1] and needs null conditions, got drop={model.drop}, null={model.null}."
-        )
+    _check_drop(model.drop, model.null, inputs, model.encoder)
     if model.ema is not None and not 0 <= model.ema < 1:
         raise ValueError(f"ema must lie in [0, 1), or be None for no average, got {model.ema}.")
-    if model.null:
+    if set(model.null) - set(inputs.conditions):
         inputs.check_names(model.null)
-        for name, value in model.null.items():
-            check_condition(name, np.asarray(value)[None], inputs.conditions[name], 1)
+    for name, value in model.null.items():
+        check_condition(name, np.asarray(value)[None], inputs.conditions[name], 1)
+
+
+def _check_drop(drop, null, inputs, encoder):
+    shares = drop if isinstance(drop, dict) else {"drop": drop}
+    known = set(null) | ({"prompt"} if encoder is not None else set())
+    unknown = set(drop) - known if isinstance(drop, dict) else set()
+    if unknown:
+        raise ValueError(f"drop names {sorted(unknown)}, which have no null: give null={{name: one example's array}}.")
+    if not all(0 <= share <= 1 for share in shares.values()) or (any(shares.values()) and not null):
+        raise ValueError(f"drop must lie in [0, 1] and needs null conditions, got drop={drop}, null={null}.")
+    if null and not isinstance(drop, dict):
+        inputs.check_names(null)

@@ -12,7 +12,7 @@ from unet_keras.diffusion.guidance import classifier_free, clipped
 from unet_keras.diffusion.inputs import Inputs, check_condition
 from unet_keras.diffusion.loop import Frame, run
 from unet_keras.diffusion.samplers import Row, Sampler, ddim
-from unet_keras.diffusion.schedules import Schedule, Spacing, trailing
+from unet_keras.diffusion.schedules import Point, Schedule, Spacing, trailing
 from unet_keras.diffusion.seeds import derived, draw, image_streams
 
 SAMPLING_STREAM = 2
@@ -25,10 +25,10 @@ class Request:
 
     numbers: range
     conditions: dict
-    null: dict | None  # one example's conditions that mean "none"; None without guidance
+    null: dict | None  # conditions (N, ...) that guidance leads away from; None without guidance
     rows: list[Row]
     shape: tuple
-    scale: float
+    scale: float | Callable
     combine: Callable
     threshold: Callable
     seed: int
@@ -43,9 +43,12 @@ class Request:
         return [self._part(slice(i, i + size)) for i in range(0, count, size)]
 
     def _part(self, part: slice) -> "Request":
-        conditions = {name: value[part] for name, value in self.conditions.items()}
+        conditions, null = (
+            None if named is None else {name: value[part] for name, value in named.items()}
+            for named in (self.conditions, self.null)
+        )
         noise = None if self.noise is None else self.noise[:, part]
-        return replace(self, numbers=self.numbers[part], conditions=conditions, noise=noise)
+        return replace(self, numbers=self.numbers[part], conditions=conditions, null=null, noise=noise)
 
     def frames(self, step: Callable) -> Iterator[Frame]:
         """Run the compiled ``step`` over the rows."""
@@ -54,13 +57,10 @@ class Request:
             first, fresh = draw(streams, self.shape), lambda n: draw(streams, self.shape)
         else:
             first, fresh = self.noise[0], lambda n: self.noise[n + 1]
-        conditions = {name: ops.convert_to_tensor(value) for name, value in self.conditions.items()}
-        null = None
-        if self.null is not None:
-            # As many rows as there are images: the second half of the doubled batch.
-            null = {
-                k: ops.convert_to_tensor(np.broadcast_to(v, self.conditions[k].shape)) for k, v in self.null.items()
-            }
+        conditions, null = (
+            None if named is None else {name: ops.convert_to_tensor(value) for name, value in named.items()}
+            for named in (self.conditions, self.null)
+        )
         start = first * np.float32(np.hypot(*self.rows[0].point[1:])) if self.noise is None else first
         return run(step, self.rows, start, fresh, self.scale, conditions, null)
 
@@ -69,21 +69,24 @@ def request(
     named_inputs: Inputs,
     schedule: Schedule,
     null: dict,
-    drop: float,
     conditions,
     *,
     steps: int = 50,
     sampler: Sampler = ddim,
     spacing: Spacing = trailing,
-    guidance: float = 1.0,
+    guidance: float | Callable[[Point], float] = 1.0,
+    negative=None,
     combine: Callable = classifier_free,
     threshold: Callable = clipped,
     size: tuple[int, int] | None = None,
     seed: int | None = None,
     noise: np.ndarray | None = None,
 ) -> Request:
-    """Check what is asked for and write it down; the options are those of ``DiffusionModel.generate``."""
-    count, conditions = _conditions(named_inputs, conditions)
+    """Check what is asked for and write it down; the options are those of ``DiffusionModel.generate``.
+
+    ``null`` holds, of one example, those conditions that training dropped.
+    """
+    count, conditions, given = _conditions(named_inputs, conditions, null)
     _check_steps(steps, len(schedule))
     rows = sampler(schedule.points(spacing(len(schedule), steps)))
     shape = _image_shape(named_inputs.image.shape[1:], size)
@@ -93,24 +96,52 @@ def request(
         seed = random.getrandbits(31)
     elif int(seed) != seed or seed < 0:
         raise ValueError(f"seed must be a whole number >= 0, got {seed}.")
-    guided = _check_guidance(guidance, named_inputs, drop)
-    null = {k: _cast(v, named_inputs.conditions[k]) for k, v in null.items()} if guided else None
-    return Request(range(count), conditions, null, rows, shape, float(guidance), combine, threshold, int(seed), noise)
+    scale = guidance if callable(guidance) else float(guidance)
+    guided = _check_guidance([scale(row.point) if callable(scale) else scale for row in rows], named_inputs, null)
+    away = _away(named_inputs, conditions, null, negative) if guided else None
+    if guided and not given and negative is None:
+        raise ValueError(f"guidance={guidance} has nothing to lead to: give a condition, or leave guidance at 1.")
+    if negative is not None and not guided:
+        raise ValueError("negative is used by guidance alone: give guidance above 1.")
+    return Request(range(count), conditions, away, rows, shape, scale, combine, threshold, int(seed), noise)
 
 
-def _conditions(named_inputs, conditions):
-    if isinstance(conditions, int | np.integer) and not isinstance(conditions, bool):
-        count, conditions = int(conditions), {}
-        named_inputs.check_names(conditions)
+def _conditions(named_inputs, asked, null):
+    """Give the number of images, all conditions (N, ...), and the names of those that were asked for."""
+    count, given = None, {}
+    if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
+        count = int(asked)
     else:
-        conditions = {k: np.asarray(v) for k, v in named_inputs.name(conditions).items()}
-        named_inputs.check_names(conditions)
-        count = len(next(iter(conditions.values()))) if conditions else 0
+        given = {name: np.asarray(value) for name, value in named_inputs.name(named_inputs.encoded(asked)).items()}
+        count = len(next(iter(given.values()))) if given else 0
+    absent = {name: value for name, value in null.items() if name not in given}
+    named_inputs.check_names({**given, **absent})
     if count < 1:
         raise ValueError(f"Ask for at least one image: a count, or conditions of one row an image; got {count}.")
-    for name, value in conditions.items():
+    for name, value in given.items():
         check_condition(name, value, named_inputs.conditions[name], count)
-    return count, {name: _cast(value, named_inputs.conditions[name]) for name, value in conditions.items()}
+    conditions = {**given, **{name: _repeated(value, count) for name, value in absent.items()}}
+    return count, {name: _cast(value, named_inputs.conditions[name]) for name, value in conditions.items()}, set(given)
+
+
+def _away(named_inputs, conditions, null, negative):
+    """Give the conditions (N, ...) that guidance leads away from: the nulls, ``negative`` in their place if given."""
+    count = len(next(iter(conditions.values())))
+    away = conditions | {name: _repeated(value, count) for name, value in null.items()}
+    if negative is not None:
+        given = named_inputs.name(named_inputs.encoded(negative))
+        named_inputs.check_names(away | given)
+        for name, value in given.items():
+            value = np.asarray(value)
+            value = _repeated(value[0], count) if len(value) == 1 else value
+            check_condition(name, value, named_inputs.conditions[name], count)
+            away[name] = value
+    return {name: _cast(value, named_inputs.conditions[name]) for name, value in away.items()}
+
+
+def _repeated(value, count):
+    value = np.asarray(value)
+    return np.broadcast_to(value, (count, *value.shape))
 
 
 def _cast(value, entry):
@@ -122,17 +153,19 @@ def _check_steps(steps, total):
         raise ValueError(f"steps must be a whole number from 1 to the schedule's {total}, got {steps}.")
 
 
-def _check_guidance(guidance, named_inputs, drop):
+def _check_guidance(scales, named_inputs, null):
     """Raise ValueError where guidance has no meaning; tell whether there is any."""
-    if not np.isfinite(guidance) or guidance < 0:
-        raise ValueError(f"guidance must be 0 or more, got {guidance}; 1 samples the conditional model as it is.")
-    if guidance == 1:
+    for scale in scales:
+        if not np.isfinite(scale) or scale < 0:
+            raise ValueError(f"guidance must be 0 or more, got {scale}; 1 samples the conditional model as it is.")
+    if all(scale == 1 for scale in scales):
         return False
+    most = max(scales)
     if not named_inputs.conditions:
-        raise ValueError(f"guidance={guidance} needs conditions, and the network takes none: leave it at 1.")
-    if not drop:
+        raise ValueError(f"guidance={most} needs conditions, and the network takes none: leave it at 1.")
+    if not null:
         raise ValueError(
-            f"guidance={guidance} needs a model trained with dropped conditions: DiffusionModel(null=..., drop=0.1)."
+            f"guidance={most} needs a model trained with dropped conditions: DiffusionModel(null=..., drop=0.1)."
         )
     return True
 

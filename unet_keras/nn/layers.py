@@ -167,15 +167,29 @@ class Attention(layers.Layer):
         self.out.build((None, None, self.heads * self.head_dim))
 
     def call(self, x, context=None, context_mask=None):
+        return self.look(x, context, context_mask)[0]
+
+    def look(self, x, context=None, context_mask=None):
+        """Give the layer's output, and what ``shares`` makes the attention's weights of."""
         source = x if context is None else context
-        mask = None if context_mask is None else ops.cast(context_mask, "bool")
         q, k, v = (self.split(f(y)) for f, y in ((self.query, x), (self.key, source), (self.value, source)))
-        if mask is None:
-            return self.out(self.merge(ops.dot_product_attention(q, k, v)))
+        if context_mask is None:
+            return self.out(self.merge(ops.dot_product_attention(q, k, v))), (q, k, None)
+        mask = ops.cast(context_mask, "bool")
         some = ops.any(mask, axis=-1, keepdims=True)
         # A row without any token would be a softmax of nothing (NaN on some kernels): let it see all, then zero it.
-        y = ops.dot_product_attention(q, k, v, mask=ops.logical_or(mask, ops.logical_not(some))[:, None, None, :])
-        return self.out(self.merge(y) * ops.cast(some, y.dtype)[:, :, None])
+        seen = ops.logical_or(mask, ops.logical_not(some))[:, None, None, :]
+        y = self.merge(ops.dot_product_attention(q, k, v, mask=seen)) * ops.cast(some, v.dtype)[:, :, None]
+        return self.out(y), (q, k, mask)
+
+    def shares(self, q, k, mask):
+        """softmax(Q K' / sqrt(d)) averaged over the heads, (B, N, L) float32: the fused kernel keeps it to itself."""
+        q, k = (ops.transpose(ops.cast(v, "float32"), (0, 2, 1, 3)) for v in (q, k))
+        scores = ops.matmul(q, ops.swapaxes(k, -1, -2)) / math.sqrt(self.head_dim)
+        if mask is None:
+            return ops.mean(ops.softmax(scores), axis=1)
+        mask = mask[:, None, None, :]
+        return ops.mean(ops.softmax(ops.where(mask, scores, -1e9)) * ops.cast(mask, "float32"), axis=1)
 
     def split(self, y):
         """(B, N, heads * head_dim) -> (B, N, heads, head_dim)."""

@@ -1,0 +1,43 @@
+"""Images whose conditions are drawn anew each epoch: other captions for the same picture."""
+
+from collections.abc import Callable, Mapping
+
+import keras
+import numpy as np
+
+Draw = Callable[[np.random.Generator], Mapping[str, np.ndarray]]
+
+
+class Redrawn(keras.utils.PyDataset):
+    """Images (N, H, W, C) uint8 and ``draw(rng) -> {name: array (N, ...)}``, called at the start of each epoch.
+
+    A batch is a function of (seed, epoch, index) alone. Item i is ``(images, {name: array})``.
+
+        Redrawn(images, lambda rng: encoder(captions(rng)))
+    """
+
+    def __init__(self, images: np.ndarray, draw: Draw, *, batch_size: int = 32, seed: int = 0):
+        super().__init__(workers=1)  # see ImageFolder
+        self.images, self.batch_size = images, batch_size
+        self._draw, self._seed = draw, seed
+        self._start(epoch=0)
+
+    def __len__(self):
+        return -(-len(self.images) // self.batch_size)
+
+    def __getitem__(self, index):
+        first = range(0, len(self.images), self.batch_size)[index]
+        chosen = self._order[first : first + self.batch_size]
+        return self.images[chosen], {name: values[chosen] for name, values in self._conditions.items()}
+
+    def on_epoch_end(self):
+        """Move on to the next epoch's order and conditions."""
+        self._start(self._epoch + 1)
+
+    def _start(self, epoch):
+        rng = np.random.default_rng([self._seed, epoch])
+        self._epoch, self._order = epoch, rng.permutation(len(self.images))
+        self._conditions = self._draw(rng)
+        for name, values in self._conditions.items():
+            if len(values) != len(self.images):
+                raise ValueError(f"draw gave {len(values)} rows of {name!r} for {len(self.images)} images.")

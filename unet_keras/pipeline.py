@@ -1,0 +1,54 @@
+"""Where text, network and sampling meet: pictures together with what each word did to them."""
+
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from keras import ops
+
+from unet_keras.diffusion.inputs import to_uint8
+from unet_keras.nn.taps import attention_taps
+
+
+class Attended(NamedTuple):
+    """Images sampled from prompts, and where they looked at each word."""
+
+    images: np.ndarray  # (N, H, W, C) uint8, as generate gives them
+    words: list[list[str]]  # of each image L words, "" for marks and padding
+    maps: np.ndarray  # (N, H, W, L) float32: the share of a pixel's attention that went to a word; sums to 1 over L
+
+
+_TAPS = WeakKeyDictionary()
+"""The tapped form of each network that was asked for one, so that sampling is compiled once."""
+
+
+def attention(model, prompts, **options) -> Attended:
+    """Sample from prompts and tell which pixels looked at which word; the options are those of ``generate``.
+
+    The cross-attention weights of every network call that made the images (of the conditional half, where there is
+    guidance), averaged over heads, layers and calls, brought to the images' size bilinearly (Tang et al. 2023).
+    ``prompts`` may be a dictionary with other conditions beside ``"prompt"``.
+
+    Raises ValueError for a model without an encoder or without cross-attention, and where ``generate`` does.
+    """
+    if model.encoder is None:
+        raise ValueError("attention needs a model that reads prompts: DiffusionModel(..., encoder=...).")
+    if model.averaged not in _TAPS:
+        _TAPS[model.averaged] = attention_taps(model.averaged)
+    total, calls = 0.0, 0
+    for frame in model.denoising(prompts, network=_TAPS[model.averaged], **options):
+        height, width = frame.x.shape[1:3]
+        total = total + np.mean([_upsampled(weights, height, width) for weights in frame.extras], axis=0)
+        calls += 1
+    words = model.encoder.words(prompts["prompt"] if isinstance(prompts, dict) else prompts)
+    return Attended(to_uint8(ops.convert_to_numpy(frame.x)), words, (total / calls).astype("float32"))
+
+
+def _upsampled(weights, height, width):
+    """(N, h * w, L) -> (N, height, width, L), for the h x w that halving the image's size leads to."""
+    count, pixels, tokens = weights.shape
+    sizes = ((-(-height // 2**k), -(-width // 2**k)) for k in range(16))
+    h, w = next(size for size in sizes if size[0] * size[1] == pixels)
+    small = ops.reshape(weights, (count, h, w, tokens))
+    options = {"interpolation": "bilinear", "data_format": "channels_last"}
+    return ops.convert_to_numpy(ops.image.resize(small, (height, width), **options))

@@ -1,0 +1,1 @@
+"""Prompts to conditions: a small encoder to train along with the network, and frozen pretrained ones."""

@@ -1,0 +1,142 @@
+"""A text encoder that is trained along with the U-Net, from nothing: words, embeddings, a few Transformer layers.
+
+prompts -> {"tokens": (N, L)}           the encoder itself, plain Python: what the data and ``generate`` call
+tokens (B, L) -> sequence (B, L, D)     its ``context``, layers that become part of the network
+"""
+
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from unet_keras.text.encoder import check_prompts, warn_if_cut
+
+serializable = keras.saving.register_keras_serializable("unet_keras")
+
+PADDING, START = 0, 1
+"""The tokens before the words': nothing, and the beginning of every prompt, which is all there is of an empty one."""
+
+
+def split_words(text: str) -> list[str]:
+    """Split a text into its words, lower case, without accents and punctuation: "Crème brûlée!" -> creme, brulee."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
+    return re.findall(r"\w+", plain)
+
+
+@serializable
+class TokenEncoder:
+    """Number the words of prompts, and embed the numbers in layers that are trained with the U-Net.
+
+        encoder = TokenEncoder.from_texts(captions)
+        network = build_unet((32, 32, 3), context=encoder.context)
+        model = DiffusionModel(network, encoder=encoder, drop=0.1)
+        model.fit(images, captions)
+
+    vocabulary    the words it knows; a word's place in the list makes its number
+    length        tokens of a prompt, the start token included; longer prompts are cut, with a warning
+    width, depth, heads    of the Transformer: channels, layers, attention heads (Vaswani et al. 2017, pre-norm)
+
+    Raises ValueError for a vocabulary that is empty or holds a word twice, and for heads that do not divide the width.
+    """
+
+    def __init__(
+        self, vocabulary: Sequence[str], *, length: int = 16, width: int = 128, depth: int = 2, heads: int = 4
+    ):
+        self.vocabulary = [str(word) for word in vocabulary]
+        self.length, self.width, self.depth, self.heads = length, width, depth, heads
+        self._numbers = {word: i for i, word in enumerate(self.vocabulary, START + 1)}
+        if not self._numbers or len(self._numbers) < len(self.vocabulary):
+            raise ValueError(f"vocabulary must hold words, each once, got {len(self.vocabulary)}: {vocabulary!r:.100}.")
+        if length < 2 or depth < 0 or width % heads:
+            raise ValueError(
+                f"length must be 2 or more, depth 0 or more and heads a divisor of width, got length={length}, "
+                f"depth={depth}, heads={heads}, width={width}."
+            )
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], *, least: int = 1, **options) -> "TokenEncoder":
+        """Know every word that occurs at least ``least`` times in the texts; ``options`` are the class's own."""
+        counts = Counter(word for text in check_prompts(texts) for word in split_words(text))
+        return cls(sorted(word for word, count in counts.items() if count >= least), **options)
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Number the words: ``{"tokens": (N, length) int32}``, the start token first, padded with zeros.
+
+        Words never seen in training mean nothing to the network: they are left out, with a warning that names them.
+        """
+        kept = self._known(prompts)
+        tokens = np.full((len(kept), self.length), PADDING, "int32")
+        for row, words in zip(tokens, kept, strict=True):
+            row[: len(words) + 1] = [START, *(self._numbers[word] for word in words)]
+        return {"tokens": tokens}
+
+    def words(self, prompts: Sequence[str]) -> list[list[str]]:
+        """Name what each of the ``length`` tokens stands for: a word, "" for the start and the padding."""
+        return [["", *words] + [""] * (self.length - 1 - len(words)) for words in self._known(prompts)]
+
+    def _known(self, prompts):
+        prompts = check_prompts(prompts)
+        split = [split_words(prompt) for prompt in prompts]
+        unknown = sorted({word for words in split for word in words} - set(self._numbers))
+        if unknown:
+            warnings.warn(f"Words never seen in training are left out: {', '.join(unknown)}.", stacklevel=4)
+        known = [[word for word in words if word in self._numbers] for words in split]
+        kept = [words[: self.length - 1] for words in known]
+        warn_if_cut(known, kept)
+        return kept
+
+    def context(self):
+        """Give ``build_unet`` its context: the input ``tokens`` (B, L), the sequence (B, L, width), its mask."""
+        tokens = keras.Input((self.length,), dtype="int32", name="tokens")
+        known = len(self.vocabulary) + START + 1
+        x, mask = TokenEmbedding(known, self.width, name="text_embedding")(tokens)
+        for i in range(self.depth):
+            x = _transformer_layer(x, mask, self.heads, name=f"text_layer{i}")
+        return {"tokens": tokens}, layers.LayerNormalization(epsilon=1e-5, name="text_norm")(x), mask
+
+    def get_config(self):
+        return {key: getattr(self, key) for key in ("vocabulary", "length", "width", "depth", "heads")}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def _transformer_layer(x, mask, heads, *, name):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    width = x.shape[-1]
+    y = layers.LayerNormalization(epsilon=1e-5, name=f"{name}_norm1")(x)
+    attention = layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")
+    x = layers.Add(name=f"{name}_add1")([x, attention(y, y, value_mask=mask)])
+    y = layers.LayerNormalization(epsilon=1e-5, name=f"{name}_norm2")(x)
+    y = layers.Dense(4 * width, activation="gelu", name=f"{name}_feed1")(y)
+    return layers.Add(name=f"{name}_add2")([x, layers.Dense(width, name=f"{name}_feed2")(y)])
+
+
+@serializable
+class TokenEmbedding(layers.Layer):
+    """Embed tokens (B, L) and add a learned vector for each place: (B, L, width), and the mask (B, L) of real tokens."""
+
+    def __init__(self, tokens, width, **kwargs):
+        super().__init__(**kwargs)
+        self.tokens, self.width = tokens, width
+
+    def build(self, tokens_shape):
+        spread = keras.initializers.RandomNormal(stddev=0.02)
+        self.embeddings = self.add_weight(shape=(self.tokens, self.width), initializer=spread, name="embeddings")
+        self.places = self.add_weight(shape=(tokens_shape[-1], self.width), initializer=spread, name="places")
+
+    def call(self, tokens):
+        return ops.take(self.embeddings, tokens, axis=0) + self.places, ops.not_equal(tokens, PADDING)
+
+    def compute_output_spec(self, tokens):
+        embedded = keras.KerasTensor((*tokens.shape, self.width), dtype=self.compute_dtype)
+        return embedded, keras.KerasTensor(tokens.shape, dtype="bool")
+
+    def get_config(self):
+        return {**super().get_config(), "tokens": self.tokens, "width": self.width}
