@@ -88,10 +88,10 @@ def denoising(frames: Iterable, *, count: int = 8, path: str | Path | None = Non
 def attention(
     image, words: Sequence[str], maps, *, scale: int | None = None, path: str | Path | None = None
 ) -> Image.Image:
-    """Show which pixels looked at which word: the image, and beside it a copy for each word, red where it was looked at.
+    """Show which pixels looked at which word: the image, and beside it a copy for each word, red where they did.
 
-    `image` (H, W, 3), `words` L texts, `maps` (H, W, L) shares of attention; a word "" is left out. Each word's red goes
-    from its least to its greatest share; the caption tells its mean share of all attention.
+    `image` (H, W, 3), `words` L texts, `maps` (H, W, L) shares of attention; a word "" is left out. Each word's red
+    goes from its least to its greatest share; the caption tells its mean share of all attention.
     """
     image, maps = _pixels(np.asarray(image)[None], "image")[0], np.asarray(maps, "float32")
     if maps.shape != (*image.shape[:2], len(words)) or not np.isfinite(maps).all():

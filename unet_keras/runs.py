@@ -104,7 +104,5 @@ class LearningRate(keras.callbacks.Callback):
         self.step = int(self.model.optimizer.iterations)
 
     def on_train_batch_begin(self, batch, logs=None):
-        if keras.backend.backend() == "jax":
-            self.model.jax_state_sync()  # the optimizer's variables are elsewhere while fit runs
         self.model.optimizer.learning_rate = self.rate(self.step)
         self.step += 1

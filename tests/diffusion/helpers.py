@@ -69,6 +69,18 @@ def weights(model):
     return [np.concatenate([w.ravel() for w in net.get_weights()]) for net in nets]
 
 
+def everything(model):
+    """All that ``fit`` changes: the weights and their average, the generators' states, the optimizer's variables."""
+    found = model.trainable_variables + model.non_trainable_variables + model.optimizer.variables
+    return [ops.convert_to_numpy(v).astype("float64") for v in found if v is not model.val_noise.state]
+
+
+def check_alike(first, second):
+    """Check that two models are where the same training would have taken them."""
+    for a, b in zip(everything(first), everything(second), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
 def losses(model, images, epochs=4, **options):
     """The loss of each epoch over ``images`` as one batch."""
     options = {"batch_size": len(images), "shuffle": False, "verbose": 0, **options}

@@ -1,5 +1,9 @@
 """What does not fit raises a ValueError that says so, before anything is trained on it."""
 
+import os
+import signal
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ from unet_keras import (
     zero_terminal_snr,
 )
 
-from .helpers import SHAPE, network, pixels, trainer, weights
+from .helpers import SHAPE, check_alike, losses, network, pixels, trainer, weights
 
 IMAGES = pixels(8)
 SCALED = IMAGES.astype("float32") / 127.5 - 1
@@ -160,6 +164,142 @@ def test_interrupted_training_leaves_the_weights():
         model.fit(Interrupted(IMAGES), verbose=0)
     assert all((now == then).all() for now, then in zip(weights(model), before, strict=True))
     model.fit(IMAGES, verbose=0)
+
+
+class Failing(Batches):
+    """Batches of two that fail at the n-th to be asked for, in whatever epoch."""
+
+    def __init__(self, n, *arrays):
+        super().__init__(*arrays)
+        self.left = n
+
+    def __getitem__(self, index):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+def adam(**compiled):
+    return trainer(optimizer=keras.optimizers.Adam(0.01), compiled=compiled)
+
+
+def after(batches):
+    model = adam()
+    losses(model, IMAGES[: 2 * batches], 1, batch_size=2)
+    return model
+
+
+def interrupted(method, *args, **options):
+    with pytest.raises(KeyboardInterrupt):
+        method(*args, verbose=0, **options)
+
+
+class On(keras.callbacks.Callback):
+    """Does one thing at one moment, with the model: ``On(epoch_end=function)``."""
+
+    def __init__(self, **what):
+        super().__init__()
+        ((moment, function),) = what.items()
+        setattr(self, f"on_{moment}", lambda index=None, logs=None: function(self.model, index))
+
+
+def to_ones(model):
+    for net in (model.network, model.ema_network):
+        net.set_weights([np.ones_like(w) for w in net.get_weights()])
+
+
+class Stopped(keras.callbacks.Callback):
+    def on_predict_batch_end(self, batch, logs=None):
+        raise KeyboardInterrupt
+
+
+BACKEND = keras.backend.backend()
+in_turn = pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow asks for batches ahead, and wraps interrupts")
+
+
+@in_turn
+@pytest.mark.parametrize("compiled", [{}, {"jit_compile": False}], ids=["auto", "plain"])
+def test_data_that_fail_in_the_second_epoch_cost_nothing_of_the_first(compiled):
+    model = adam(**compiled)
+    interrupted(model.fit, Failing(5, IMAGES), shuffle=False, epochs=2, validation_data=IMAGES)
+    check_alike(model, after(4))
+    model.fit(IMAGES, verbose=0)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="Keras runs one step per execution on torch, one graph on TensorFlow")
+def test_data_that_fail_between_the_steps_of_one_execution():
+    model = adam(steps_per_execution=2)
+    interrupted(model.fit, Failing(4, IMAGES), shuffle=False)
+    check_alike(model, after(3))
+    model.fit(IMAGES, verbose=0)
+
+
+@in_turn
+@pytest.mark.parametrize("moment, batch", [("epoch_end", 5), ("train_batch_end", 2)])
+def test_what_a_callback_sets_outlasts_data_that_fail(moment, batch):
+    def set_all(model, index):
+        model.optimizer.learning_rate = 0.5
+        to_ones(model)
+
+    model = adam()
+    interrupted(model.fit, Failing(batch, IMAGES), epochs=2, callbacks=[On(**{moment: set_all})])
+    assert all((w == 1).all() for w in weights(model)) and float(model.optimizer.learning_rate) == 0.5
+
+
+def test_interrupted_prediction_leaves_the_model():
+    given = {"image": SCALED, "timestep": np.zeros(8)}
+    model, expected = after(4), after(4)
+    interrupted(model.predict, given, batch_size=4, callbacks=[Stopped()])
+    check_alike(model, expected)
+    interrupted(model.predict, given, batch_size=4, callbacks=[Stopped()])
+    to_ones(model)
+    model.generate(1, steps=1, progress=False)
+    assert all((w == 1).all() for w in weights(model))
+
+
+def test_weights_set_after_a_refused_batch_stay():
+    model = after(4)
+    model.train_on_batch(IMAGES)
+    with pytest.raises(Exception, match="(?i)shape|channels|axis"):
+        model.train_on_batch(pixels(8, shape=(8, 8, 1)))
+    to_ones(model)
+    model.generate(1, steps=1, progress=False)
+    assert all((w == 1).all() for w in weights(model))
+
+
+def test_weights_set_after_an_evaluation_that_failed_in_a_callback():
+    def evaluate_and_set(model, index):
+        interrupted(model.evaluate, Failing(1, IMAGES))
+        to_ones(model)
+
+    model, expected = (trainer(optimizer=keras.optimizers.SGD(0.0)) for _ in range(2))
+    model.fit(IMAGES, verbose=0, batch_size=2, callbacks=[On(train_batch_end=evaluate_and_set)])
+    to_ones(expected)
+    assert all((a == b).all() for a, b in zip(weights(model), weights(expected), strict=True))
+
+
+def test_interrupt_at_any_moment_leaves_the_model():
+    model = trainer(net=build_unet((16, 16, 3), (16, 32)))
+    images = pixels(1600, shape=(16, 16, 3))
+    losses(model, images[:16], 1)
+    for _ in range(3):  # it mostly comes while a compiled step runs
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        interrupted(model.fit, images, batch_size=16, epochs=10)
+        timer.join()
+        assert all(np.isfinite(w).all() for w in weights(model))
+    losses(model, images[:16], 1)
+
+
+def test_other_errors_are_not_taken_for_those_of_earlier_data(plain):
+    def evaluate_and_fail(model, index):
+        with pytest.raises(ValueError, match="images hold NaN"):
+            model.evaluate(Batches(HOLED), verbose=0)
+        raise RuntimeError("another")
+
+    with pytest.raises(RuntimeError, match="another"):
+        plain.fit(IMAGES, verbose=0, callbacks=[On(train_batch_end=evaluate_and_fail)])
 
 
 def test_validation_data_are_checked_before_training(plain):

@@ -24,7 +24,7 @@ from unet_keras import (
     zero_terminal_snr,
 )
 
-from .helpers import SHAPE, losses, network, pixels, standing, trainer, weights
+from .helpers import SHAPE, check_alike, losses, network, pixels, standing, trainer, weights
 
 BACKEND = keras.backend.backend()
 IMAGES = pixels(8)
@@ -249,6 +249,90 @@ def test_evaluation_in_the_middle_of_an_epoch_does_not_disturb_training(make):
     losses(alone, IMAGES, 2, batch_size=2)
     assert apart(watched, alone) < 1e-6
     assert len(set(seen)) == (1 if make is standing else 8)  # by noise of its own, the same each time
+
+
+# ---- what a callback may do with the model in the middle of an epoch ------------------------------------------------
+
+
+def batches_of_two():
+    """Batches, of which Keras does not know how many there are."""
+    yield from ((IMAGES[i : i + 2],) for i in range(0, 8, 2))
+
+
+def with_callback(action, data=None):
+    """A model trained over four batches, after each of which ``action(model, batch)`` is taken; and one without it."""
+    model, alone = (trainer(optimizer=keras.optimizers.Adam(0.01)) for _ in range(2))
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: action(model, batch))
+    if data is None:
+        losses(model, IMAGES, 1, batch_size=2, callbacks=[callback])
+    else:
+        model.fit(data, verbose=0, callbacks=[callback])
+    losses(alone, IMAGES, 1, batch_size=2)
+    return model, alone
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow counts an update more where it finds no batch")
+@pytest.mark.filterwarnings("ignore:.*ran out of data")
+def test_evaluation_after_the_last_of_unknown_many_batches():
+    check_alike(*with_callback(lambda model, batch: model.evaluate(IMAGES, verbose=0), batches_of_two()))
+
+
+def test_prediction_in_the_middle_of_an_epoch_does_not_disturb_training():
+    given = {"image": SCALED, "timestep": np.zeros(8)}
+    check_alike(*with_callback(lambda model, batch: model.predict(given, verbose=0)))
+
+
+@pytest.mark.filterwarnings("ignore:.*ran out of data")
+def test_weights_set_after_the_last_of_unknown_many_batches_stay():
+    class Set(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 3:
+                self.model.network.set_weights([np.ones_like(w) for w in self.model.network.get_weights()])
+
+    model = trainer()
+    model.fit(batches_of_two(), verbose=0, callbacks=[Set()])
+    assert (weights(model)[0] == 1).all()
+
+
+@pytest.mark.parametrize("file", ["model.keras", "model.weights.h5"])
+def test_saving_in_the_middle_of_an_epoch_saves_what_is_there(tmp_path, file):
+    def save(model, batch):
+        if batch == 2:
+            (model.save if file.endswith("keras") else model.save_weights)(tmp_path / file)
+
+    check_alike(*with_callback(save))
+    loaded, expected = (trainer(optimizer=keras.optimizers.Adam(0.01)) for _ in range(2))
+    if file.endswith("keras"):
+        loaded = keras.saving.load_model(tmp_path / file)
+    else:
+        loaded.load_weights(tmp_path / file)
+    losses(expected, IMAGES[:6], 1, batch_size=2)
+    check_alike(loaded, expected)
+
+
+def test_weights_loaded_in_the_middle_of_an_epoch_are_trained_on(tmp_path):
+    other = trainer(optimizer=keras.optimizers.Adam(0.01), seed=8)
+    losses(other, IMAGES, 2)
+    other.save_weights(tmp_path / "other.weights.h5")
+
+    def load(model, batch):
+        if batch == 1:
+            model.load_weights(tmp_path / "other.weights.h5")
+
+    model, _ = with_callback(load)
+    losses(other, IMAGES[4:], 1, batch_size=2)
+    check_alike(model, other)
+
+
+def test_images_can_be_denoised_while_training_goes_on():
+    frames = []
+
+    def watch(model, batch):
+        if not frames:
+            frames.append(model.denoising(1, steps=4, seed=0))
+        assert np.isfinite(numpy(next(frames[0]).x)).all()
+
+    check_alike(*with_callback(watch))
 
 
 def test_training_learns():

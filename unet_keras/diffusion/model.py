@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from unet_keras.diffusion import loop, sampling
+from unet_keras.diffusion.attached import AttachedModel
 from unet_keras.diffusion.guidance import classifier_free, clipped
 from unet_keras.diffusion.inputs import Inputs, check_condition, to_float, to_uint8
 from unet_keras.diffusion.predictions import Prediction, noise
@@ -24,7 +25,7 @@ TABLES = ("schedule", "prediction", "encoder")
 
 
 @keras.saving.register_keras_serializable("unet_keras")
-class DiffusionModel(keras.Model):
+class DiffusionModel(AttachedModel):
     """Train a network to undo noise, and sample images from it.
 
         model = DiffusionModel(build_unet((32, 32, 3)))
@@ -246,37 +247,20 @@ class DiffusionModel(keras.Model):
         """Compute the loss on held-out images with the averaged weights, and with the same noise at every call."""
         if not kwargs.get("_use_cached_eval_dataset"):  # given by fit, whose data have been checked
             x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
-        if keras.backend.backend() == "jax":
-            self.jax_state_sync()  # in the middle of fit, or what is assigned now would be lost
+        self.attach()  # in the middle of fit, or what is assigned now would be lost
         state = self.val_noise.state
         state.assign(np.array([derived(self.seed, 1), 0], dtype=keras.backend.standardize_dtype(state.dtype)))
         return self._guarded(super().evaluate, x, y, sample_weight=sample_weight, **kwargs)
 
     def _guarded(self, method, *args, **kwargs):
-        """Raise what went wrong in a data pipeline as it was raised there, and leave the model with its weights."""
-        held = self._held()
+        """Raise what went wrong in a data pipeline as it was raised there."""
         try:
             return method(*args, **kwargs)
-        except BaseException as error:
-            if held:
-                self.jax_state_sync()
-            for v, value in held:
-                if v._value is None:
-                    v.assign(value)
-            if isinstance(error, Exception) and self.named_inputs.failure is not None:
-                raise self.named_inputs.failure from None
-            raise
-
-    def _held(self):
-        """List all variables with their values, on JAX: Keras takes the values away before it asks for the first batch.
-
-        Should that batch raise, it would give back those from the end of the ``fit`` before, or none at all.
-        """
-        if keras.backend.backend() != "jax" or not self.compiled:
-            return []
-        self.jax_state_sync()
-        self._jax_state = None
-        return [(v, v.value) for v in self.variables + self.optimizer.variables]
+        except Exception:
+            failure, self.named_inputs.failure = self.named_inputs.failure, None
+            if failure is None:
+                raise
+            raise failure from None
 
     # ---- sampling --------------------------------------------------------------------------------------------------
 
@@ -340,13 +324,16 @@ class DiffusionModel(keras.Model):
     def _step(self, asked, network=None):
         """The compiled step that a request needs, compiled once."""
         network = self.averaged if network is None else network
-        if keras.backend.backend() == "jax":
-            self.jax_state_sync()  # in the middle of fit the weights live elsewhere
         key = (network, None if asked.null is None else asked.combine, asked.threshold)
         if key not in self._steps:
             jit = getattr(self, "jit_compile", None) is True
             self._steps[key] = loop.make_step(network, self.prediction, asked.combine, asked.threshold, jit=jit)
-        return self._steps[key]
+
+        def step(*args):
+            self.attach()  # each time: frames may be asked for while fit goes on
+            return self._steps[key](*args)
+
+        return step
 
     def _nulls(self, given):
         """What stands for "none" of each condition: given, or made of the empty prompt."""
@@ -363,6 +350,7 @@ class DiffusionModel(keras.Model):
     # ---- saving ----------------------------------------------------------------------------------------------------
 
     def get_config(self):
+        self.attach()  # the optimizer's configuration, written next, reads its learning rate
         network = keras.saving.serialize_keras_object(self.network)
         tables = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in TABLES}
         weight = None if self.weight is None else self.weight.tolist()
@@ -382,10 +370,12 @@ class DiffusionModel(keras.Model):
         return [v for v in self.non_trainable_variables if id(v) not in weights]
 
     def save_own_variables(self, store):
+        self.attach()
         super().save_own_variables(store)
         store["generators"] = np.stack([ops.convert_to_numpy(v).astype("int64") for v in self._generators()])
 
     def load_own_variables(self, store):
+        self.attach()  # or fit would go on from the values before
         store = {key: store[key] for key in store.keys()}
         states = np.asarray(store.pop("generators"))
         super().load_own_variables(store)

@@ -120,7 +120,7 @@ def _transformer_layer(x, mask, heads, *, name):
 
 @serializable
 class TokenEmbedding(layers.Layer):
-    """Embed tokens (B, L) and add a learned vector for each place: (B, L, width), and the mask (B, L) of real tokens."""
+    """Embed tokens (B, L), add a learned vector for each place: (B, L, width), and the mask (B, L) of real tokens."""
 
     def __init__(self, tokens, width, **kwargs):
         super().__init__(**kwargs)

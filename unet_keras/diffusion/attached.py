@@ -1,0 +1,72 @@
+"""A model that has its values whenever it is asked for them, also on JAX, where Keras takes them away to train.
+
+Keras's ``fit``, ``evaluate`` and ``predict`` carry the state of a JAX model through compiled steps: they detach it from
+the model before they ask for the first batch, and attach it again once the epoch has ended. Where the data end or fail
+in between, or the user interrupts, they attach an older state, which the step may have deleted, or none.
+"""
+
+import keras
+
+
+class AttachedModel(keras.Model):
+    """A keras.Model that is left with its current values by whatever ends its training, evaluation or prediction."""
+
+    def attach(self):
+        """Give the model's variables their current values, also in the middle of ``fit``."""
+        if keras.backend.backend() == "jax":
+            self.jax_state_sync()
+
+    def evaluate(self, *args, **kwargs):
+        return self._attached(super().evaluate, *args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        return self._attached(super().predict, *args, **kwargs)
+
+    def _attached(self, method, *args, **kwargs):
+        """Begin with the current values, in the middle of ``fit`` as well, and end with them as ``fit`` does."""
+        self.attach()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            self.attach()
+
+    def _make_function(self, step_function, **options):
+        """Make Keras's function (state, iterator) -> (logs, state), which attaches the newest state where it raises.
+
+        StopIteration is among what it raises.
+        """
+        make = super()._make_function
+        if keras.backend.backend() != "jax":
+            return make(step_function, **options)
+        newest = []
+
+        def step(state, data):
+            # Without a line of Python between running and keeping: an interrupt waits for the next line, and by then
+            # the step has deleted the state that it was given.
+            newest[:] = map(step_function, [state], [data])
+            return newest[0]
+
+        function = make(step, **options)
+
+        def attaching(state, iterator):
+            newest[:] = [(None, state)]
+            try:
+                logs, state = function(state, iterator)
+                self._jax_state = _named(state)
+            except BaseException:
+                self._jax_state = _named(newest[0][1])
+                self.jax_state_sync()
+                raise
+            finally:
+                newest.clear()
+            return logs, state
+
+        return attaching
+
+
+def _named(state):
+    """Name the parts of a state as Keras does: of a training step, of a test or of a prediction."""
+    kinds = ["trainable", "non_trainable", "metrics"]
+    if len(state) == 4:
+        kinds.insert(2, "optimizer")
+    return {f"{kind}_variables": values for kind, values in zip(kinds, state, strict=False)}
