@@ -60,8 +60,9 @@ from unet_keras.nn.unet import (
     sequence,
     timestep,
 )
+from unet_keras.pipeline import Attended, attention
 from unet_keras.text.tokens import TokenEncoder
-from unet_keras.zoo import ddpm_cifar10, patch_unet, small_unet, text_unet
+from unet_keras.zoo import ddpm_cifar10, from_preset, patch_unet, preset_names, save_preset, small_unet, text_unet
 
 __version__ = "0.1.0"
 
@@ -80,9 +81,9 @@ __all__ = [
     "Row", "ddpm", "ddim",
     "classifier_free", "rescaled", "interval", "clipped", "dynamic", "unclipped",
     # text
-    "TokenEncoder",
+    "TokenEncoder", "attention", "Attended",
     # ready networks, data, pictures
-    "patch_unet", "small_unet", "text_unet", "ddpm_cifar10",
+    "patch_unet", "small_unet", "text_unet", "ddpm_cifar10", "from_preset", "preset_names", "save_preset",
     "load_emoji", "emoji_table", "emoji_captions", "Redrawn", "image_folder", "by_label",
     "plots", "SampleGrid",
 ]  # fmt: skip

@@ -1,9 +1,7 @@
-"""The command line: ``unet-keras train`` and ``unet-keras sample``."""
+"""Train a U-Net on images and keep everything in a run folder."""
 
-import argparse
 import math
 import signal
-import sys
 from pathlib import Path
 
 import keras
@@ -11,8 +9,9 @@ import numpy as np
 
 from unet_keras import plots, runs
 from unet_keras.callbacks import SampleGrid
+from unet_keras.cli.asking import asked
 from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder
-from unet_keras.diffusion import predictions, samplers, schedules
+from unet_keras.diffusion import predictions, schedules
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.nn.unet import build_unet, class_label, timestep
 from unet_keras.text.tokens import TokenEncoder
@@ -24,9 +23,8 @@ NETWORKS = {
 READERS = ("text", "slides")  # the networks that take a context
 SCHEDULES = {"linear": schedules.linear, "scaled-linear": schedules.scaled_linear, "cosine": schedules.cosine}
 PREDICTIONS = {"noise": predictions.noise, "velocity": predictions.velocity, "clean": predictions.clean}
-SAMPLERS = {"ddim": samplers.ddim, "ddpm": samplers.ddpm}
 
-TRAIN = """Train a U-Net on images and keep everything in a run folder.
+EXAMPLES = """Train a U-Net on images and keep everything in a run folder.
 
 examples:
   unet-keras train --minutes 8                        the built-in emoji, into runs/emoji
@@ -38,37 +36,9 @@ examples:
 Ctrl-C ends training after the batch at hand; the run can be sampled and resumed.
 """
 
-SAMPLE = """Sample images from a run folder or a .keras file.
 
-examples:
-  unet-keras sample runs/emoji                        a grid of 16 in runs/emoji/samples.png
-  unet-keras sample runs/emoji --count 64 --steps 100 --seed 7 --out grid.png --each pictures
-  unet-keras sample runs/photos --class cats --guidance 3 --gif cats.gif
-"""
-
-
-def main(argv=None) -> int:
-    """Run the command line; returns the exit status. What is wrong with the input is told in one line."""
-    arguments = parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"unet-keras: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Describe the commands and their options."""
-    top = argparse.ArgumentParser(prog="unet-keras", description=__doc__)
-    commands = top.add_subparsers(required=True, metavar="train | sample")
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    _train_options(commands.add_parser("train", help="train a U-Net on images", description=TRAIN, **layout))
-    _sample_options(commands.add_parser("sample", help="sample images from a run", description=SAMPLE, **layout))
-    return top
-
-
-def _train_options(p):
+def add_options(p):
+    """Add the command's options to its parser."""
     add = p.add_argument
     add("--data", default="emoji", help="'emoji', the built-in images, or a folder of images (default: %(default)s)")
     add("--size", type=int, default=32, help="height and width to train at (default: %(default)s)")
@@ -87,24 +57,6 @@ def _train_options(p):
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--resume", action="store_true", help="go on with the run in --out, with its own settings")
     p.set_defaults(run=train)
-
-
-def _sample_options(p):
-    add = p.add_argument
-    add("model", type=Path, help="a run folder or a .keras file")
-    add("--count", type=int, default=16, help="images (default: %(default)s)")
-    add("--steps", type=int, default=50, help="network calls, 1 to 1000 (default: %(default)s)")
-    add("--sampler", choices=SAMPLERS, default="ddim", help="(default: %(default)s)")
-    add("--class", dest="label", help="the class to sample, by name or number; all in turn unless given")
-    add("--guidance", type=float, default=1.0, help="how strictly to keep to the class; 1 is as trained")
-    add("--seed", type=int, default=0, help="another seed, other images (default: %(default)s)")
-    add("--out", type=Path, help="the grid's file (default: samples.png in the run folder)")
-    add("--each", type=Path, help="a folder to write the images to one by one as well")
-    add("--gif", type=Path, help="a file for an animation from noise to image")
-    p.set_defaults(run=sample)
-
-
-# ---- train ----------------------------------------------------------------------------------------------------------
 
 
 def train(arguments) -> None:
@@ -237,12 +189,12 @@ def _fit(model, data, folder, settings):
         fall = max(0.5 + 0.5 * math.cos(math.pi * min(done, 1.0)), 0.01)
         return settings["learning_rate"] * fall * min((step + 1) / 100, 1.0)
 
-    asked, captions = _examples(settings, data, 16)
+    pictures, captions = _examples(model, settings, data, 16)
     callbacks = [
         *([deadline] if deadline else []),
         runs.LearningRate(rate),
         runs.SaveRun(folder, settings),
-        SampleGrid(asked, folder / "samples", captions=captions, every=settings["samples_every"], steps=25),
+        SampleGrid(pictures, folder / "samples", captions=captions, every=settings["samples_every"], steps=25),
         _interrupt(),
     ]
     options = {"validation_data": data["validation"]} if data["validation"] else {}
@@ -275,64 +227,16 @@ def _pictures(model, data, folder, settings):
         plots.loss(settings["losses"], path=folder / "loss.png")
     except ImportError as error:
         print(f"no loss.png: {error}")
-    asked, captions = _examples(settings, data, 16)
-    frames = [keras.ops.convert_to_numpy(f.x) for f in model.denoising(asked, seed=settings["seed"])]
+    pictures, captions = _examples(model, settings, data, 16)
+    frames = [keras.ops.convert_to_numpy(f.x) for f in model.denoising(pictures, seed=settings["seed"])]
     plots.grid(frames[-1].clip(-1, 1), captions=captions, path=folder / "samples.png")
     plots.animation(frames, folder / "denoising.gif")
     print(f"samples in {folder / 'samples.png'}; more with: unet-keras sample {folder}")
 
 
-def _in_turn(settings, count, label=None):
-    """What ``generate`` is to be asked for: a count, or a class for each image, all in turn unless one is named."""
-    names = settings.get("class_names")
-    if not names:
-        if label is not None:
-            raise ValueError(f"--class {label}: the model was trained without classes (train --classes).")
-        return count
-    if label is None:
-        return {"label": np.arange(count) % len(names)}
-    if label in names:
-        return {"label": np.full(count, names.index(label))}
-    if label.isdecimal() and int(label) < len(names):
-        return {"label": np.full(count, int(label))}
-    raise ValueError(f"--class {label} is none of the model's classes: {', '.join(names)}.")
-
-
-def _examples(settings, data, count):
-    """What the pictures of a run are asked for: prompts of the data for a model that reads, else ``_in_turn``."""
-    if not settings["text"]:
-        return _in_turn(settings, count), None
-    captions = list(data["captions"])[:: max(len(data["captions"]) // count, 1)][:count]
-    return captions, captions
-
-
-# ---- sample ---------------------------------------------------------------------------------------------------------
-
-
-def sample(arguments) -> None:
-    """Sample, and write a grid; single images and an animation if asked for."""
-    if arguments.count < 1:
-        raise ValueError(f"--count must be 1 or more, got {arguments.count}.")
-    model = runs.load_model(arguments.model)
-    settings = runs.read_settings(arguments.model) if arguments.model.is_dir() else {}
-    conditions = _in_turn(settings, arguments.count, arguments.label)
-    options = {"steps": arguments.steps, "guidance": arguments.guidance, "seed": arguments.seed}
-    options["sampler"] = SAMPLERS[arguments.sampler]
-    images = model.generate(conditions, **options)
-    names = settings.get("class_names")
-    captions = [names[i] for i in conditions["label"]] if names else None
-    home = arguments.model if arguments.model.is_dir() else arguments.model.parent
-    out = arguments.out or home / "samples.png"
-    plots.grid(images, captions=captions, path=out)
-    print(out)
-    if arguments.each:
-        for i, image in enumerate(images):
-            plots.grid(image[None], scale=1, padding=0, path=arguments.each / f"{i:04d}.png")
-        print(arguments.each)
-    if arguments.gif:
-        frames = [keras.ops.convert_to_numpy(frame.x) for frame in model.denoising(conditions, **options)]
-        print(plots.animation(frames, arguments.gif))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _examples(model, settings, data, count):
+    """What the pictures of a run are asked for, and their captions: some of the data's, for a model that reads."""
+    prompts = []
+    if settings["text"]:
+        prompts = list(data["captions"])[:: max(len(data["captions"]) // count, 1)][:count]
+    return asked(model, data["class_names"], prompts, 1 if prompts else count)

@@ -1,0 +1,31 @@
+"""Write a run as a preset: its averaged weights in half precision, without the optimizer."""
+
+from pathlib import Path
+
+from unet_keras import runs
+from unet_keras.zoo.presets import save_preset
+
+EXAMPLES = """Write a run as a preset: a small folder to sample from, to train on, to share.
+
+examples:
+  unet-keras export runs/words presets/words
+  unet-keras sample --preset presets/words "a red apple"
+"""
+
+
+def add_options(p):
+    """Add the command's options to its parser."""
+    p.add_argument("model", type=Path, help="a run folder or a .keras file")
+    p.add_argument("folder", type=Path, help="where the preset goes")
+    p.add_argument("--dtype", default="float16", choices=("float16", "float32"), help="(default: %(default)s)")
+    p.set_defaults(run=export)
+
+
+def export(arguments) -> None:
+    """Write the preset, with what the run knows of itself."""
+    about = {}
+    if arguments.model.is_dir():
+        settings = runs.read_settings(arguments.model)
+        about = {key: settings[key] for key in ("class_names", "epochs_done") if settings.get(key)}
+        about["losses"] = {name: values[-1] for name, values in settings["losses"].items() if values}
+    print(save_preset(runs.load_model(arguments.model), arguments.folder, about=about, dtype=arguments.dtype))

@@ -1,0 +1,93 @@
+"""Sample images from a run folder, a preset or a .keras file."""
+
+from pathlib import Path
+
+import keras
+
+from unet_keras import pipeline, plots, runs
+from unet_keras.cli.asking import asked
+from unet_keras.diffusion import samplers
+from unet_keras.zoo.presets import from_preset, preset_facts
+
+SAMPLERS = {"ddim": samplers.ddim, "ddpm": samplers.ddpm}
+
+EXAMPLES = """Sample images from a run folder, a preset or a .keras file.
+
+examples:
+  unet-keras sample --preset emoji-32 "a red apple" "blue heart"
+  unet-keras sample runs/emoji                        a grid of 16 in runs/emoji/samples.png
+  unet-keras sample runs/emoji --count 64 --steps 100 --seed 7 --out grid.png --each pictures
+  unet-keras sample runs/photos --class cats --guidance 3 --gif cats.gif
+  unet-keras sample runs/words "a red apple" --count 9 --attention words.png
+"""
+
+
+def add_options(p):
+    """Add the command's options to its parser."""
+    add = p.add_argument
+    add("given", nargs="*", metavar="MODEL | PROMPT", help="a run folder or a .keras file; then prompts, if it reads")
+    add("--preset", metavar="NAME", help="a preset in the place of MODEL, by its name or folder")
+    add("--count", type=int, help="images, of each prompt if there are any (default: 16, or 4 of each prompt)")
+    add("--steps", type=int, default=50, help="network calls, 1 to 1000 (default: %(default)s)")
+    add("--sampler", choices=SAMPLERS, default="ddim", help="(default: %(default)s)")
+    add("--class", dest="label", help="the class to sample, by name or number; all in turn unless given")
+    add("--guidance", type=float, help="how strictly to keep to prompt and class; 1 is as trained (default: 3 or 1)")
+    add("--negative", metavar="PROMPT", help="what guidance is to lead away from")
+    add("--seed", type=int, default=0, help="another seed, other images (default: %(default)s)")
+    add("--out", type=Path, help="the grid's file (default: samples.png, in the run folder if there is one)")
+    add("--each", type=Path, help="a folder to write the images to one by one as well")
+    add("--gif", type=Path, help="a file for an animation from noise to image")
+    add("--attention", type=Path, help="a file for the first image of each prompt, and where it looked at each word")
+    p.set_defaults(run=sample)
+
+
+def sample(arguments) -> None:
+    """Sample, and write a grid; single images, an animation and attention maps if asked for."""
+    if arguments.count is not None and arguments.count < 1:
+        raise ValueError(f"--count must be 1 or more, got {arguments.count}.")
+    model, names, home, prompts = _opened(arguments)
+    count = (4 if prompts else 16) if arguments.count is None else arguments.count
+    conditions, captions = asked(model, names, prompts, count, arguments.label)
+    guidance = (3.0 if prompts and model.drops else 1.0) if arguments.guidance is None else arguments.guidance
+    options = {"steps": arguments.steps, "guidance": guidance, "seed": arguments.seed}
+    options["sampler"] = SAMPLERS[arguments.sampler]
+    if arguments.negative is not None:
+        options["negative"] = [arguments.negative]
+    images = model.generate(conditions, **options)
+    out = arguments.out or home / "samples.png"
+    plots.grid(images, captions=captions, columns=count if len(prompts) > 1 else None, path=out)
+    print(out)
+    if arguments.each:
+        for i, image in enumerate(images):
+            plots.grid(image[None], scale=1, padding=0, path=arguments.each / f"{i:04d}.png")
+        print(arguments.each)
+    if arguments.gif:
+        frames = [keras.ops.convert_to_numpy(frame.x) for frame in model.denoising(conditions, **options)]
+        print(plots.animation(frames, arguments.gif))
+    if arguments.attention:
+        _attention(arguments.attention, model, conditions, count, prompts, options)
+
+
+def _opened(arguments):
+    """Load what is to be sampled: the model, its classes' names, where pictures go, and the prompts."""
+    if arguments.preset:
+        names = preset_facts(arguments.preset).get("class_names")
+        return from_preset(arguments.preset), names, Path(), arguments.given
+    if not arguments.given:
+        raise ValueError("There is nothing to sample from: give a run folder, a .keras file, or --preset NAME.")
+    path = Path(arguments.given[0])
+    model = runs.load_model(path)
+    names = runs.read_settings(path).get("class_names") if path.is_dir() else None
+    return model, names, path if path.is_dir() else path.parent, arguments.given[1:]
+
+
+def _attention(path, model, conditions, count, prompts, options):
+    """Draw where the first image of each prompt looked at each word; with more than one prompt a file each."""
+    if not prompts:
+        raise ValueError("--attention needs prompts: there is nothing to look at without.")
+    found = pipeline.attention(model, conditions, **options)
+    for i in range(len(prompts)):
+        file = path if len(prompts) == 1 else path.with_stem(f"{path.stem}_{i}")
+        first = i * count
+        plots.attention(found.images[first], found.words[first], found.maps[first], path=file)
+        print(file)
