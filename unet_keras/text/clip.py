@@ -3,10 +3,7 @@
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 """
 
-from pathlib import Path
-
 import keras
-import numpy as np
 from keras import ops
 
 from unet_keras.text import frozen, hub
@@ -39,9 +36,7 @@ class ClipEncoder(frozen.Frozen):
     batch_size  prompts at a time
     """
 
-    def __init__(
-        self, parts, source, *, length=77, layer=-1, norm=True, pooled=None, mask=False, batch_size=32
-    ):  # fmt: skip
+    def __init__(self, parts, source, *, length=77, layer=-1, norm=True, pooled=None, mask=False, batch_size=32):
         frozen.check_flags(norm=norm, mask=mask)
         frozen.check_choice("pooled", pooled, (None, "eos", "projected"))
         if pooled == "projected" and parts.projection is None:
@@ -54,25 +49,13 @@ class ClipEncoder(frozen.Frozen):
     def pool(self, outputs, tokens, real):
         return outputs["pooled"]
 
-    @classmethod
-    def from_preset(cls, handle: str, *, dtype="float32", **options):
-        """Read a CLIP model by a name of KerasHub or Kaggle, such as "clip_vit_large_patch14", or by "hf://owner/name".
+    @staticmethod
+    def read(folder, tokenizer, dtype):
+        return _read(folder, tokenizer, dtype)
 
-        KerasHub downloads it. ``dtype``: the weights' and the arithmetic's, whatever the global policy says.
-        """
-        folder = hub.download(handle)
-        parts = _read_preset(handle, dtype) if folder is None else _read(folder, folder, dtype)
-        return cls(parts, {"handle": handle, "dtype": dtype}, **options)
-
-    @classmethod
-    def from_hf(cls, folder, *, tokenizer=None, dtype="float32", **options):
-        """Read a local folder of Hugging Face's: CLIPTextModel, CLIPTextModelWithProjection or a whole CLIPModel.
-
-        ``tokenizer``: the folder of the tokenizer's files where it is another one, as in the folders of diffusers.
-        Raises ValueError where files are missing or broken, or the weights are not those that config.json describes.
-        """
-        source = {"folder": str(folder), "tokenizer": tokenizer and str(tokenizer), "dtype": dtype}
-        return cls(_read(Path(folder), Path(tokenizer or folder), dtype), source, **options)
+    @staticmethod
+    def read_preset(handle, dtype):
+        return _read_preset(handle, dtype)
 
 
 def _model(parts, length, layer, norm, pooled, mask):
@@ -82,7 +65,7 @@ def _model(parts, length, layer, norm, pooled, mask):
         states.append(block(states[-1]))
     outputs = {"context": frozen.choose(states, layer, backbone.layer_norm if norm else None)}
     if pooled:
-        # The first of the end tokens: SD pads with them. Theirs is the only row in which a 1 stands.
+        # At the first of the end tokens, for SD pads with them.
         end = ops.cast(ops.equal(tokens, parts.vocabulary.end), "int32")
         first = ops.expand_dims(ops.one_hot(ops.argmax(end, axis=-1), length, dtype=states[-1].dtype), 1)
         eos = ops.squeeze(ops.matmul(first, backbone.layer_norm(states[-1])), 1)

@@ -50,7 +50,9 @@ def warn_if_cut(prompts: Sequence[str], kept: Sequence[int], length: int):
     cut = [(prompt, count) for prompt, count in zip(prompts, kept, strict=True) if count < len(prompt.split())]
     if not cut:
         return
-    shown = "; ".join(f"{_short(' '.join(prompt.split()[count:]))} of {_short(prompt)}" for prompt, count in cut[:SHOWN])
+    shown = "; ".join(
+        f"{_short(' '.join(prompt.split()[count:]))} of {_short(prompt)}" for prompt, count in cut[:SHOWN]
+    )
     more = f"; and {len(cut) - SHOWN} more" if len(cut) > SHOWN else ""
     warnings.warn(
         f"{len(cut)} of {len(prompts)} prompts are longer than the context's {length} tokens. Left out: {shown}{more}. "

@@ -6,11 +6,13 @@ They are plain Python objects, no Keras layers: a Keras model that holds one nei
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
+from unet_keras.text import hub
 from unet_keras.text import vocabulary as vocabularies
 from unet_keras.text.encoder import check_prompts
 
@@ -21,11 +23,12 @@ class Parts(NamedTuple):
     backbone: object  # KerasHub's, with its weights
     vocabulary: vocabularies.Vocabulary
     projection: object = None  # CLIP's Dense on the pooled output
-    activation: str | None = None  # where a file wants another than KerasHub's
 
 
 class Frozen:
-    """The base of the encoders: prompts are tokenised, run through ``model`` in batches, and given as NumPy arrays.
+    """The base of the encoders; each has its own ``read``, ``read_preset`` and ``pool``.
+
+    Prompts are tokenised, run through ``model`` in batches, and given as NumPy arrays.
 
     ``source`` says how to read the weights again: arguments of ``from_hf`` ("folder") or ``from_preset`` ("handle").
     ``options`` are those with an effect on what comes out. ``model`` is a functional model from a dict with
@@ -39,6 +42,38 @@ class Frozen:
         self.model, self.vocabulary, self.batch_size = model, vocabulary, batch_size
         self.source, self.options = dict(source), dict(options)
         self._fingerprint = None
+
+    # ---- reading ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_preset(cls, handle: str, *, dtype="float32", **options):
+        """Read a model by its name at KerasHub or Kaggle, or by "hf://owner/name"; KerasHub downloads it.
+
+        ``dtype``: the weights' and the arithmetic's, whatever the global policy says.
+        """
+        folder = hub.download(handle)
+        parts = cls.read_preset(handle, dtype) if folder is None else cls.read(folder, folder, dtype)
+        return cls(parts, {"handle": handle, "dtype": dtype}, **options)
+
+    @classmethod
+    def from_hf(cls, folder, *, tokenizer=None, dtype="float32", **options):
+        """Read a local folder as Hugging Face's transformers saves it: config.json, safetensors, a tokenizer's files.
+
+        ``tokenizer``: the folder of the tokenizer's files where it is another one, as in the folders of diffusers.
+        Raises ValueError where files are missing or broken, or the weights are not those that config.json describes.
+        """
+        source = {"folder": str(folder), "tokenizer": tokenizer and str(tokenizer), "dtype": dtype}
+        return cls(cls.read(Path(folder), Path(tokenizer or folder), dtype), source, **options)
+
+    @staticmethod
+    def read(folder: Path, tokenizer: Path, dtype: str) -> Parts:
+        """Read the parts from local folders."""
+        raise NotImplementedError
+
+    @staticmethod
+    def read_preset(handle: str, dtype: str) -> Parts:
+        """Read the parts by way of KerasHub."""
+        raise NotImplementedError
 
     # ---- encoding -----------------------------------------------------------------------------------------------
 
@@ -109,14 +144,14 @@ def inputs() -> dict:
 
 
 def choose(states: list, layer: int, norm: Callable | None = None):
-    """Give one of the hidden states: the embeddings (0), the first layer's (1) ... the last's (-1), as transformers counts.
+    """Give one of the hidden states, counted as transformers does: the embeddings (0), the first layer's (1), ...
 
     Raises ValueError where the model has no such layer.
     """
     if not isinstance(layer, int) or isinstance(layer, bool) or not -len(states) <= layer < len(states):
         raise ValueError(
-            f"layer must be from 0 (the embeddings) to {len(states) - 1} (the last), or count from the end: -1 the last, "
-            f"-2 the penultimate; got {layer!r}."
+            f"layer must be from 0 (the embeddings) to {len(states) - 1} (the last), or count from the end with -1 the "
+            f"last, -2 the penultimate; got {layer!r}."
         )
     return norm(states[layer]) if norm else states[layer]
 

@@ -141,9 +141,15 @@ def _faults(tensors, table, variables, elsewhere):
         "Tensors that nothing takes": sorted(found - set(table)),
         "Tensors that are missing": sorted(set(table) - found),
         "Variables that nothing sets": [v.path for v in variables if id(v) not in set_here],
-        "Other shapes": [f"{n} {tensors.shape(n)} for {_wanted(table[n])}" for n in both if not _fits(tensors, n, table)],
+        "Other shapes": [
+            f"{n} {tensors.shape(n)} for {_wanted(table[n])}" for n in both if not _fits(tensors, n, table)
+        ],
     }
-    return [f"{what} ({len(names)}): {', '.join(names[:8])}{', ...' * (len(names) > 8)}." for what, names in lists.items() if names]
+    return [
+        f"{what} ({len(names)}): {', '.join(names[:8])}{', ...' * (len(names) > 8)}."
+        for what, names in lists.items()
+        if names
+    ]
 
 
 def _wanted(target):

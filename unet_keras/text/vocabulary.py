@@ -161,6 +161,6 @@ def check_fits(vocabulary: Vocabulary, embeddings: int, length: int, positions: 
         raise ValueError(f"length must be a whole number of tokens, 3 or more, got {length!r}{most}.")
     if vocabulary.size > embeddings:
         raise ValueError(
-            f"The tokenizer knows {vocabulary.size} tokens and the model {embeddings}: not a pair; give the tokenizer's "
-            "folder with tokenizer=."
+            f"The tokenizer knows {vocabulary.size} tokens and the model {embeddings}: they are no pair; give the "
+            "tokenizer's folder with tokenizer=."
         )
