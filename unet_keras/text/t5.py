@@ -4,6 +4,9 @@ Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Te
 has a gated GELU.
 """
 
+import warnings
+from contextlib import contextmanager
+
 import keras
 
 from unet_keras.text import frozen, hub
@@ -63,6 +66,8 @@ class Half:
 
     def __init__(self, embedding, blocks, norm):
         self.embedding, self.blocks, self.norm = embedding, blocks, norm
+        for block in blocks:
+            block.self_attention.supports_masking = True  # it does; said, Keras warns no longer, see _quiet
 
     @property
     def weights(self):
@@ -88,7 +93,8 @@ def _model(half, layer, norm, mask):
 def _read_preset(handle, dtype):
     _check_dtype(dtype)
     keras_hub = hub.keras_hub()
-    whole = keras_hub.models.T5Backbone.from_preset(handle, dtype=dtype)
+    with _quiet():
+        whole = keras_hub.models.T5Backbone.from_preset(handle, dtype=dtype)
     tokenizer = keras_hub.models.T5Tokenizer.from_preset(handle)
     return frozen.Parts(_half_of(whole), of_keras_hub(tokenizer, FRAME))
 
@@ -136,8 +142,16 @@ def _half(config, dtype):
 
 
 def _sample():
-    T5Backbone = hub.keras_hub().models.T5Backbone  # noqa: N806
-    return T5Backbone(vocabulary_size=2, num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=2, dropout=0.0)
+    with _quiet():
+        return hub.keras_hub().models.T5Backbone(2, num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=2)
+
+
+@contextmanager
+def _quiet():
+    """Silence what Keras says of KerasHub's attention, which takes its mask as an argument and applies it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"(?s).*passed an input with a mask attached to it", UserWarning)
+        yield
 
 
 def _half_of(whole):

@@ -91,7 +91,8 @@ def of_keras_hub(tokenizer, frame: Frame) -> Vocabulary:
     byte_pairs = hasattr(tokenizer, "merges")
 
     def split(prompts):
-        return [[int(token) for token in row] for row in tokenizer.tokenize(prompts)]
+        spaced = [" ".join(prompt.split()) for prompt in prompts]  # KerasHub's BERT does not part words at U+3000
+        return [[int(token) for token in row] for row in tokenizer.tokenize(spaced)]
 
     def piece(token):
         return _readable(tokenizer.detokenize([token]) if byte_pairs else tokenizer.id_to_token(token))
