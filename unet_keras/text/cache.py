@@ -82,8 +82,8 @@ def _read(path):
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files} or None
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files} or None
     except UNREADABLE:
         return None
 

@@ -90,7 +90,7 @@ class Frozen:
         count, size = len(tokens), 1 << (len(tokens) - 1).bit_length()
         inputs = {k: np.resize(v, (size, *v.shape[1:])) for k, v in inputs.items() if k in self.model.input}
         outputs = self.model.predict_on_batch(inputs)
-        outputs = {name: np.asarray(value)[:count].astype("float32") for name, value in outputs.items()}
+        outputs = {k: keras.ops.convert_to_numpy(v)[:count].astype("float32") for k, v in outputs.items()}
         return self.conditions(outputs, tokens, real)
 
     def conditions(self, outputs, tokens, real) -> dict[str, np.ndarray]:

@@ -1,0 +1,238 @@
+"""The contract of encoders: what prompts may be, what is said of those that are cut, and what files are refused."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from unet_keras.text.encoder import check_prompts, warn_if_cut
+
+
+@pytest.mark.parametrize("prompts", [["a", ""], ("a", ""), np.array(["a", ""]), np.array(["a", ""], object)])
+def test_prompts_come_as_a_list_of_str(prompts):
+    assert check_prompts(prompts) == ["a", ""] and all(type(prompt) is str for prompt in check_prompts(prompts))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("a cat", r"got the one 'a cat': write \['a cat'\]"),
+        (b"a cat", "must be a list of strings"),
+        ([], 'got none; "" is the empty prompt'),
+        (np.array([], "U1"), "got none"),
+        (["a", 3], "entry 1 is int: 3"),
+        (["a", None], "entry 1 is NoneType"),
+        ([["a"]], "entry 0 is list"),
+        (np.array([["a"]]), "entry 0 is ndarray"),
+        (np.array("a"), "got ndarray"),
+        (np.arange(3), "entry 0 is int64"),
+        ({"a": 1}, "got dict"),
+        (None, "got NoneType"),
+    ],
+)
+def test_what_is_no_list_of_prompts(prompts, message):
+    with pytest.raises(ValueError, match=message):
+        check_prompts(prompts)
+
+
+def test_what_is_cut_is_shown_for_the_first_few():
+    prompts = ["one two three", "fits", *["four five"] * 4]
+    with pytest.warns(UserWarning) as caught:
+        warn_if_cut(prompts, [1, 1, 1, 0, 1, 1], 8)
+    (said,) = [str(warning.message) for warning in caught]
+    assert "5 of 6 prompts are longer than the context's 8 tokens" in said
+    assert "'two three' of 'one two three'; 'five' of 'four five'; 'four five' of 'four five'; and 2 more." in said
+    warn_if_cut(["one two"], [2], 8)  # warnings are errors here
+
+
+# ---- encoders over a folder -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, bert_files):
+    from .test_bert import save
+
+    folder = tmp_path_factory.mktemp("folder")
+    save(folder, bert_files)
+    return folder
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def read(folder, **options):
+    from unet_keras.text.bert import BertEncoder
+
+    return BertEncoder.from_hf(folder, **{"length": 8, **options})
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def shard_outside(folder):
+    (folder / "model.safetensors").rename(folder / "kept.safetensors")
+    index = {"weight_map": {"a": "kept.safetensors", "b": "../other.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def extra_tensor(folder):
+    import safetensors.numpy
+
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    tensors["embeddings.colour.weight"] = tensors.pop("embeddings.LayerNorm.bias")
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+
+
+BOTH = r"nothing takes .1.: embeddings.colour.weight. Tensors that are missing .1.: embeddings.LayerNorm.bias"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON"),
+        (lambda f: (f / "config.json").write_text("{}"), "model_type None; this encoder reads .'bert'."),
+        (lambda f: (f / "model.safetensors").unlink(), "must hold model.safetensors or .*index.json, found neither"),
+        (pickled, r"found \['pytorch_model.bin'\], which are pickles and are not read"),
+        (truncate, "model.safetensors cannot be read, truncated"),
+        (shard_outside, r"names files that are not there: \['other.safetensors'\]"),
+        (extra_tensor, BOTH),
+        (lambda f: (f / "tokenizer.json").unlink(), "must hold tokenizer.json or vocab.txt"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read as a tokenizer"),
+    ],
+)
+def test_folders_that_are_refused(copy, damage, message):
+    damage(copy)
+    with pytest.raises(ValueError, match=message):
+        read(copy)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="config.json is missing"):
+        read(tmp_path / "nowhere")
+
+
+def test_a_tokenizer_of_another_model(folder, clip_files, tmp_path):
+    from .helpers import both_forms, transformers
+
+    both_forms(clip_files, transformers.CLIPTokenizer, tmp_path)
+    with pytest.raises(ValueError, match=r"vocabulary has no \['\[CLS\]', '\[SEP\]', '\[PAD\]'\]"):
+        read(folder, tokenizer=tmp_path)
+
+
+def test_prompts_are_checked_and_cut(folder):
+    encoder = read(folder)
+    with pytest.raises(ValueError, match="entry 1 is int"):
+        encoder(["a", 1])
+    with pytest.raises(ValueError, match="must be a list of strings"):
+        encoder.words("a dog")
+    with pytest.warns(UserWarning, match="1 of 2 prompts are longer .* 8 tokens. Left out: 'cats and dog' of 'a red"):
+        given = encoder(["a red heart on white cats and dog", "a dog"])
+    assert given["context_mask"].sum(axis=1).tolist() == [8, 4]
+    assert len(encoder.words(["a red heart on white cats and dog"])[0]) == 8
+
+
+def test_batches_of_any_size_give_the_same(folder):
+    prompts = ["a dog", "a red heart", "", "two cats", "white"]
+    whole = read(folder)(prompts)
+    for size in (1, 2, 3):
+        parts = read(folder, batch_size=size)(prompts)
+        assert all(np.allclose(parts[name], whole[name], atol=1e-5) for name in whole)
+    alone = read(folder)(prompts[1:2])
+    assert np.allclose(alone["context"], whole["context"][1:2], atol=1e-5) and alone["context"].shape[0] == 1
+
+
+def test_the_global_policy_changes_nothing(folder):
+    wanted = read(folder)(["a dog"])
+    keras.config.set_dtype_policy("mixed_float16")
+    got = read(folder)(["a dog"])
+    assert got["context"].dtype == np.float32 and np.allclose(got["context"], wanted["context"], atol=1e-6)
+
+
+def test_the_fingerprint_is_of_weights_tokens_and_options(folder, copy):
+    import safetensors.numpy
+
+    first = read(folder).fingerprint
+    assert read(copy).fingerprint == first == read(folder, batch_size=1).fingerprint  # another place, another batch
+    others = [read(folder, length=9), read(folder, layer=0), read(folder, pooled="cls"), read(folder, mask=False)]
+    others.append(read(folder, dtype="bfloat16"))
+    tensors = safetensors.numpy.load_file(copy / "model.safetensors")
+    tensors["encoder.layer.1.output.dense.bias"][0] += 1e-3
+    safetensors.numpy.save_file(tensors, copy / "model.safetensors")
+    others.append(read(copy))
+    (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text().replace('"heart"', '"heath"'))
+    others.append(read(copy))
+    assert len({first, *(other.fingerprint for other in others)}) == 8
+
+
+class Preset:
+    """KerasHub's classes, with from_preset answered from memory: there is no network in the tests."""
+
+    def __init__(self, monkeypatch, **made):
+        import keras_hub
+
+        self.asked = []
+        for name, value in made.items():
+            monkeypatch.setattr(getattr(keras_hub.models, name), "from_preset", self.answer(value))
+
+    def answer(self, value):
+        def from_preset(handle, **options):
+            self.asked.append((handle, options))
+            return value
+
+        return staticmethod(from_preset)
+
+
+def test_presets_come_through_keras_hub(monkeypatch, folder, bert_files):
+    from unet_keras.text import bert
+
+    parts, tokenizer = bert._read(folder, folder, "float32"), bert._tokenizer(bert_files)
+    preset = Preset(monkeypatch, BertBackbone=parts.backbone, BertTokenizer=tokenizer)
+    encoder = bert.BertEncoder.from_preset("bert_base_en", length=8, pooled="mean")
+    assert preset.asked == [("bert_base_en", {"dtype": "float32"}), ("bert_base_en", {})]
+    got, wanted = encoder(["a dog"]), read(folder, pooled="mean")(["a dog"])
+    assert all(np.allclose(got[name], wanted[name], atol=1e-6) for name in wanted)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(encoder))
+    assert again.source == {"handle": "bert_base_en", "dtype": "float32"} and again.fingerprint == encoder.fingerprint
+
+
+def test_handles_of_hugging_face_are_downloaded_and_read(monkeypatch, folder):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    from unet_keras.text.bert import BertEncoder
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder))
+    encoder = BertEncoder.from_preset("hf://owner/model", length=8)
+    assert asked == ["owner/model"] and encoder.fingerprint == read(folder).fingerprint
+
+
+WITHOUT = """
+import sys
+import keras
+sys.modules["keras_hub"] = None
+before = set(sys.modules)
+from unet_keras.text.bert import BertEncoder
+assert not {"safetensors", "tokenizers", "huggingface_hub"} & (set(sys.modules) - before)
+try:
+    BertEncoder.from_hf(sys.argv[1])
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_without_keras_hub_the_extra_is_named(folder):
+    done = subprocess.run([sys.executable, "-c", WITHOUT, str(folder)], capture_output=True, text=True, check=True)
+    assert "pip install unet-keras[text]" in done.stdout
