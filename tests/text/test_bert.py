@@ -74,6 +74,9 @@ def test_hidden_states(pair, parts, options):
     assert list(got) == wanted_names
     if "pooled" in options:
         assert largest(got["pooled"], wanted.last_hidden_state[:, 0]) < 1e-4
+        mean = BertEncoder(parts, {}, length=LENGTH, pooled="mean")(PROMPTS)["pooled"]
+        real = given["attention_mask"][:, :, None]
+        assert largest(mean, (wanted.last_hidden_state * real).sum(dim=1) / real.sum(dim=1)) < 1e-4
 
 
 @pytest.mark.parametrize(("kind", "activation"), [("BertForMaskedLM", "gelu_new"), ("BertModel", "relu")])

@@ -185,38 +185,6 @@ def test_the_fingerprint_is_of_weights_tokens_and_options(folder, encoder, copy)
     assert len({first, *(other.fingerprint for other in others)}) == 7
 
 
-class Preset:
-    """KerasHub's classes, with from_preset answered from memory: there is no network in the tests."""
-
-    def __init__(self, monkeypatch, **made):
-        import keras_hub
-
-        self.asked = []
-        for name, value in made.items():
-            monkeypatch.setattr(getattr(keras_hub.models, name), "from_preset", self.answer(value))
-
-    def answer(self, value):
-        def from_preset(handle, **options):
-            self.asked.append((handle, options))
-            return value
-
-        return staticmethod(from_preset)
-
-
-def test_presets_come_through_keras_hub(monkeypatch, folder, encoder, bert_files):
-    from unet_keras.text import bert
-
-    parts, tokenizer = bert._read(folder, folder, "float32"), bert._tokenizer(bert_files)
-    preset = Preset(monkeypatch, BertBackbone=parts.backbone, BertTokenizer=tokenizer)
-    preset_encoder = bert.BertEncoder.from_preset("bert_base_en", length=8)
-    assert preset.asked == [("bert_base_en", {"dtype": "float32"}), ("bert_base_en", {})]
-    got, wanted = preset_encoder(["a dog"]), encoder(["a dog"])
-    assert all(np.allclose(got[name], wanted[name], atol=1e-6) for name in wanted)
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(preset_encoder))
-    assert again.source == {"handle": "bert_base_en", "dtype": "float32"}
-    assert again.fingerprint == preset_encoder.fingerprint
-
-
 def test_handles_of_hugging_face_are_downloaded_and_read(monkeypatch, folder, encoder):
     huggingface_hub = pytest.importorskip("huggingface_hub")
     from unet_keras.text.bert import BertEncoder

@@ -80,9 +80,11 @@ def _read_preset(handle, dtype):
     keras_hub = hub.keras_hub()
     whole = keras_hub.models.CLIPBackbone.from_preset(handle, dtype=dtype)
     tokenizer = keras_hub.models.CLIPTokenizer.from_preset(handle)
-    _set_epsilon(whole.text_encoder, DEFAULTS["layer_norm_eps"])
-    frame = Frame(START, END, END)
-    return frozen.Parts(whole.text_encoder, of_keras_hub(tokenizer, frame), whole.text_projection)
+    text = whole.text_encoder  # in the number format that it was saved in: dtype reached the whole alone
+    backbone = type(text).from_config({**text.get_config(), "dtype": dtype})
+    backbone.set_weights(text.get_weights())
+    _set_epsilon(backbone, DEFAULTS["layer_norm_eps"])
+    return frozen.Parts(backbone, of_keras_hub(tokenizer, Frame(START, END, END)), whole.text_projection)
 
 
 def _read(folder, tokenizer, dtype):

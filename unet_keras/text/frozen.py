@@ -129,7 +129,10 @@ class Frozen:
 
     @classmethod
     def from_config(cls, config):
-        """Read the weights again from where they came from."""
+        """Read the weights again from where they came from.
+
+        While Keras loads a file, KerasHub reads the vocabulary of a preset with ``safe_mode=False`` alone.
+        """
         options = {name: value for name, value in config.items() if name != "source"}
         read = cls.from_preset if "handle" in config["source"] else cls.from_hf
         return read(**config["source"], **options)
