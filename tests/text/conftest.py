@@ -9,7 +9,7 @@ CAPTIONS = ["a red heart on white", "two cats and a dog", "the quick brown fox j
 
 @pytest.fixture(scope="session")
 def clip_files(tmp_path_factory):
-    """vocab.json and merges.txt with six merges."""
+    """vocab.json and merges.txt with a few merges."""
     from .helpers import write_clip_tokenizer
 
     merges = ["d o", "do g</w>", "c a", "ca t", "cat s</w>", "r e", "re d</w>"]
