@@ -32,7 +32,8 @@ THEIRS = {"nn": {"keras", "numpy"}}
 NO_KERAS = {"diffusion/samplers.py"}
 # Optional, heavy or another backend: imported in the function that needs them.
 LAZY = {
-    "huggingface_hub", "jax", "keras_hub", "keras_nlp", "matplotlib", "safetensors", "sklearn", "tensorflow", "torch",
+    "huggingface_hub", "jax", "keras_hub", "keras_nlp", "matplotlib", "safetensors", "sklearn", "tensorflow",
+    "tokenizers", "torch",
 }  # fmt: skip
 
 
@@ -106,6 +107,8 @@ def test_imports_point_one_way(path):
         ("diffusion/samplers.py", "from keras import ops"),
         ("diffusion/samplers.py", "def f():\n    import keras"),
         ("text/clip.py", "from unet_keras.nn.layers import Attention"),
+        ("text/clip.py", "import keras_hub"),
+        ("text/vocabulary.py", "from tokenizers import Tokenizer"),
         ("data/folder.py", "from unet_keras import plots"),
         ("plots.py", "from unet_keras.data import load_emoji"),
         ("plots.py", "from matplotlib import pyplot"),

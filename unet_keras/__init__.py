@@ -61,7 +61,7 @@ from unet_keras.nn.unet import (
     timestep,
 )
 from unet_keras.pipeline import Attended, attention
-from unet_keras.text.tokens import TokenEncoder
+from unet_keras.text import BertEncoder, ClipEncoder, T5Encoder, TokenEncoder, cached
 from unet_keras.zoo import ddpm_cifar10, from_preset, patch_unet, preset_names, save_preset, small_unet, text_unet
 
 __version__ = "0.1.0"
@@ -81,7 +81,7 @@ __all__ = [
     "Row", "ddpm", "ddim",
     "classifier_free", "rescaled", "interval", "clipped", "dynamic", "unclipped",
     # text
-    "TokenEncoder", "attention", "Attended",
+    "TokenEncoder", "ClipEncoder", "T5Encoder", "BertEncoder", "cached", "attention", "Attended",
     # ready networks, data, pictures
     "patch_unet", "small_unet", "text_unet", "ddpm_cifar10", "from_preset", "preset_names", "save_preset",
     "load_emoji", "emoji_table", "emoji_captions", "Redrawn", "image_folder", "by_label",

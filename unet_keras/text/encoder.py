@@ -1,4 +1,8 @@
-"""What a text encoder is, and the checks that all of them share."""
+"""What every text encoder promises, and the checks on prompts that all of them share.
+
+An encoder is any callable from prompts to conditions. What it gives goes to the network's inputs by name:
+``context`` (N, L, D) float32, ``context_mask`` (N, L) bool where True is a token to look at, ``pooled`` (N, P) float32.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -6,33 +10,56 @@ from typing import Protocol
 
 import numpy as np
 
+SHOWN = 3
+"""For how many prompts a warning says what was cut."""
+
 
 class Encoder(Protocol):
-    """Prompts in, named arrays of conditions out, one row a prompt; "" stands for no prompt at all."""
+    """Prompts to conditions; every call with the same prompts gives the same arrays."""
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Encode: e.g. ``{"tokens": (N, L)}``, or ``{"context": (N, L, D), "context_mask": (N, L)}``."""
+        """Give the named conditions of N prompts, each array with N rows."""
 
     def words(self, prompts: Sequence[str]) -> list[list[str]]:
-        """Name what each of the L places of the context stands for; "" for padding and marks."""
+        """Say for each prompt what its L places in the context stand for: "" for padding and special tokens."""
 
 
 def check_prompts(prompts) -> list[str]:
-    """Give prompts as a list. Raises ValueError for a bare string, an empty list and for what is no text."""
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts must be a list of texts, got one text: give [{prompts!r}].")
-    prompts = list(prompts)
-    if not prompts:
-        raise ValueError('prompts is empty: give a list of one text or more, [""] for no prompt.')
-    for i, prompt in enumerate(prompts):
+    """Give prompts as a list of str. Takes a list, a tuple or a one-dimensional NumPy array.
+
+    Raises ValueError for a bare string, for no prompts at all and for an entry that is not a string.
+    """
+    if isinstance(prompts, str | bytes):
+        raise ValueError(f"prompts must be a list of strings, got the one {prompts!r}: write [{prompts!r}].")
+    if not isinstance(prompts, list | tuple | np.ndarray) or np.shape(prompts) == ():
+        raise ValueError(f"prompts must be a list, a tuple or an array of strings, got {type(prompts).__name__}.")
+    if len(prompts) == 0:
+        raise ValueError('prompts must hold one string or more, got none; "" is the empty prompt.')
+    for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise ValueError(f"prompts must be texts, got {prompt!r:.60} ({type(prompt).__name__}) as number {i}.")
+            raise ValueError(f"prompts must be strings, but entry {number} is {type(prompt).__name__}: {prompt!r:.80}.")
     return [str(prompt) for prompt in prompts]
 
 
-def warn_if_cut(words: Sequence[Sequence[str]], kept: Sequence[Sequence[str]]):
-    """Warn of prompts that are longer than the context, and show the words that are left out."""
-    cut = [(long, len(short)) for long, short in zip(words, kept, strict=True) if len(short) < len(long)]
-    if cut:
-        shown = "; ".join(f"'{' '.join(long[:n])}' without '{' '.join(long[n:])}'" for long, n in cut[:3])
-        warnings.warn(f"{len(cut)} prompt(s) are longer than the context and are cut: {shown}.", stacklevel=5)
+def warn_if_cut(prompts: Sequence[str], kept: Sequence[int], length: int):
+    """Warn where prompts are longer than the context, and show for the first few which words are left out.
+
+    ``kept`` has one number a prompt: how many of its words, as ``prompt.split()`` gives them, are in the context whole.
+    ``length`` is the context's, in tokens.
+    """
+    cut = [(prompt, count) for prompt, count in zip(prompts, kept, strict=True) if count < len(prompt.split())]
+    if not cut:
+        return
+    shown = "; ".join(
+        f"{_short(' '.join(prompt.split()[count:]))} of {_short(prompt)}" for prompt, count in cut[:SHOWN]
+    )
+    more = f"; and {len(cut) - SHOWN} more" if len(cut) > SHOWN else ""
+    warnings.warn(
+        f"{len(cut)} of {len(prompts)} prompts are longer than the context's {length} tokens. Left out: {shown}{more}. "
+        "Give shorter prompts, or an encoder with a longer context.",
+        stacklevel=3,
+    )
+
+
+def _short(text):
+    return repr(text if len(text) <= 200 else f"{text[:120]} ... {text[-70:]}")

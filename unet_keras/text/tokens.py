@@ -87,7 +87,7 @@ class TokenEncoder:
             warnings.warn(f"Words never seen in training are left out: {', '.join(unknown)}.", stacklevel=4)
         known = [[word for word in words if word in self._numbers] for words in split]
         kept = [words[: self.length - 1] for words in known]
-        warn_if_cut(known, kept)
+        warn_if_cut([" ".join(words) for words in known], [len(words) for words in kept], self.length)
         return kept
 
     def context(self):
