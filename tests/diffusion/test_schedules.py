@@ -119,13 +119,43 @@ def test_at_whole_timesteps_gives_the_tables(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(ALL) - {"flow"}))
-def test_at_between_timesteps_halves_the_angle(name):
+def test_at_between_timesteps_divides_the_logarithm(name):
     schedule, t = ALL[name], 700.25
     (_, alpha0, sigma0), (_, alpha1, sigma1) = schedule.at(700), schedule.at(701)
     point = schedule.at(t)
     assert math.isclose(point.alpha**2 + point.sigma**2, 1, rel_tol=1e-12)
-    expected = 0.75 * math.atan(sigma0 / alpha0) + 0.25 * math.atan(sigma1 / alpha1)
-    assert point.timestep == t and math.isclose(math.atan(point.sigma / point.alpha), expected, rel_tol=1e-12)
+    expected = 0.75 * math.log(sigma0 / alpha0) + 0.25 * math.log(sigma1 / alpha1)
+    assert point.timestep == t and math.isclose(math.log(point.sigma / point.alpha), expected, rel_tol=1e-12)
+
+
+def test_at_divides_the_angle_where_alpha_falls_to_0():
+    schedule = ALL["zero_snr"]
+    (_, alpha0, sigma0), point = schedule.at(998), schedule.at(998.25)
+    expected = 0.75 * math.atan(sigma0 / alpha0) + 0.25 * math.pi / 2
+    assert math.isclose(math.atan(point.sigma / point.alpha), expected, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_at_ratio_is_the_inverse_of_at(name):
+    schedule = ALL[name]
+    for t in (0, 0.3, 500, 997.9, 998, 998.6):
+        point = schedule.at(t)
+        np.testing.assert_allclose(schedule.at_ratio(point.sigma / point.alpha), point, rtol=1e-9, atol=1e-9)
+
+
+def test_at_ratio_keeps_to_the_ends_timesteps():
+    schedule = ALL["linear"]
+    for ratio, timestep in [(1e-3, 0), (1e4, 999)]:
+        point = schedule.at_ratio(ratio)
+        assert point.timestep == timestep
+        np.testing.assert_allclose([point.sigma / point.alpha, math.hypot(*point[1:])], [ratio, 1], rtol=1e-12)
+    assert Schedule([0.8], [0.6]).at_ratio(2.0).timestep == 0
+
+
+@pytest.mark.parametrize("ratio", [0, -1, float("inf"), float("nan")])
+def test_at_ratio_refuses_what_is_no_ratio(ratio):
+    with pytest.raises(ValueError, match="ratio must be positive and finite"):
+        linear().at_ratio(ratio)
 
 
 @pytest.mark.parametrize("name", ALL)
