@@ -10,7 +10,6 @@ from itertools import pairwise
 from math import exp, expm1, log, sqrt
 
 import numpy as np
-from numpy.polynomial import Polynomial
 
 from unet_keras.diffusion.samplers import HISTORY, Row, Sampler, by_noise, check_share, ddim, ratio, towards
 from unet_keras.diffusion.schedules import Point
@@ -41,28 +40,34 @@ def lms(points: Sequence[Point], *, order: int = 4) -> list[Row]:
     rows = []
     for n, (here, there) in enumerate(pairwise(points)):
         past = points[n::-1][:order]
-        integrals = [p.integ() for p in _lagrange([ratio(p) - ratio(here) for p in past])]
-        changes = [p(ratio(there) - ratio(here)) - p(0.0) for p in integrals]
+        changes = _integrals([ratio(p) - ratio(here) for p in past], ratio(there) - ratio(here), np.ones_like)
         rows.append(by_noise(here, here, there, zip(range(order), past, changes, strict=False)))
     return rows
 
 
 @_after_pure_noise
 def deis(points: Sequence[Point], *, order: int = 3) -> list[Row]:
-    """DEIS, rho-AB: eps a polynomial in the logarithm of r = sigma / alpha (Zhang & Chen 2023, equation 15).
+    """DEIS, rho-AB: eps a polynomial in u = log r, r = sigma / alpha (Zhang & Chen 2023, equation 15).
 
-    Of the given ``order``, 1 to 4; one call a step. With u = log r, the integral of p(u) e^u is e^u (p - p' + p'' ...).
-    A step that ends at the image is of first order, and gives D.
+    Of the given ``order``, 1 to 4; one call a step. A step that ends at the image is of first order, and gives D.
     """
     _check_order(order, HISTORY)
     rows = []
     for n, (here, there) in enumerate(pairwise(points)):
-        past = points[n::-1][: order if there.sigma else 1]
-        whole = [_primitive(p) for p in _lagrange([log(ratio(p) / ratio(here)) for p in past])]
-        grown = ratio(there) / ratio(here)  # e^u at the end; 1 at the beginning, where u = 0
-        changes = [ratio(here) * (grown * p(log(grown) if grown else 0.0) - p(0.0)) for p in whole]
+        past, changes = [here], [-ratio(here)]
+        if there.sigma:
+            past = points[n::-1][:order]
+            changes = _integrals([-_step(here, p) for p in past], -_step(here, there), np.exp) * ratio(here)
         rows.append(by_noise(here, here, there, zip(range(order), past, changes, strict=False)))
     return rows
+
+
+def _integrals(nodes, end, weight):
+    """Integrate weight(u) l_k(u) from 0 to ``end``, where l_k is the polynomial that is 1 at node k and 0 at the others."""
+    u, du = (np.polynomial.legendre.leggauss(24) + np.array([[1.0], [0.0]])) * end / 2
+    others = (nodes[:k] + nodes[k + 1 :] for k in range(len(nodes)))
+    lagrange = (np.prod([(u - v) / (node - v) for v in rest], axis=0) for node, rest in zip(nodes, others, strict=True))
+    return np.array([np.sum(du * weight(u) * p) for p in lagrange])
 
 
 @_after_pure_noise
@@ -71,7 +76,7 @@ def plms(points: Sequence[Point]) -> list[Row]:
 
     Adams-Bashforth as if the steps were even. One call a step, and one more: the second point is visited twice, as the
     first step is taken again with the mean of both ends' eps. The last step keeps its order also where it ends at the
-    image. Fourth order in name; uneven steps make it less.
+    image. Fourth order where the steps are even in sigma / alpha, second elsewhere.
     """
     first, second = points[:2]
     changes = [ratio(there) - ratio(here) for here, there in pairwise(points)]
@@ -109,18 +114,6 @@ def _with_first_noise(row, points, change):
     return row._replace(a=tuple(a), b=tuple(b))
 
 
-def _lagrange(nodes):
-    """Give the polynomials that are 1 at one of the nodes and 0 at the others."""
-    for k, node in enumerate(nodes):
-        p = Polynomial.fromroots(nodes[:k] + nodes[k + 1 :]) if len(nodes) > 1 else Polynomial([1.0])
-        yield p / p(node)
-
-
-def _primitive(p):
-    """Give P with (P e^u)' = p e^u."""
-    return sum((-1) ** m * (p.deriv(m) if m else p) for m in range(p.degree() + 1))
-
-
 # ---- on D: x' = (sigma' / sigma) x + g D~, g = alpha' (1 - e^-h) = alpha' - alpha sigma' / sigma -------------------
 
 
@@ -137,7 +130,7 @@ def dpmpp_2m_sde(points: Sequence[Point], *, eta: float = 1.0) -> list[Row]:
     """SDE-DPM-Solver++(2M), the midpoint form (Lu et al. 2022b, section 6; k-diffusion). One call a step.
 
     x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 - e^(-(1 + eta) h)) D~ + sigma' sqrt(1 - e^(-2 eta h)) z, with D~ of
-    ``dpmpp_2m``, which it is where ``eta`` is 0. Second order where noise is small, first in the law otherwise.
+    ``dpmpp_2m``, which it is where ``eta`` is 0. Second order, in the law of a Gaussian.
     """
     check_share("eta", eta)
     rows = []

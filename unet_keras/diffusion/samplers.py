@@ -169,6 +169,7 @@ def by_noise(point: Point, start: Point, there: Point, changes, *, base: int = 0
 
     ``changes`` holds (k, the point where x_{n-k} lies, change_k); none of the points may have alpha or sigma 0.
     """
+    changes = list(changes)
     size = 1 + max([base] + [k for k, _, _ in changes])
     a, b = [0.0] * size, [0.0] * size
     a[base] = there.alpha / start.alpha
