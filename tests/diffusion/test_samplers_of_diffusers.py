@@ -45,6 +45,9 @@ from unet_keras import (
 from .helpers import states_by_hand
 from .mixture import best_clean
 
+# NumPy functions of torch tensors, in diffusers.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
+
 LINEAR = linear()
 STEPS = [5, 10, 20, 50]
 START = np.random.default_rng(1).standard_normal((8, 1, 1, 2))
@@ -63,14 +66,14 @@ class Wide:
 
 @pytest.fixture
 def schedulers(monkeypatch):
-    """Give a function (module, class, steps, wide=True, **options) -> scheduler, whose fresh noise is NOISE."""
+    """Give a function (module, class, wide=True, **options) -> scheduler, whose fresh noise is NOISE."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     pytest.importorskip("scipy")
     if "torchsde" not in sys.modules:  # which one scheduler imports, for the noise that it is given here
         monkeypatch.setitem(sys.modules, "torchsde", ModuleType("torchsde"))
 
-    def made(module, name, steps, *, wide=True, **options):
+    def made(module, name, *, wide=True, **options):
         module = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
         if wide:
             monkeypatch.setattr(module, "np", Wide(np))
@@ -78,7 +81,6 @@ def schedulers(monkeypatch):
         scheduler = getattr(module, name)(**options)
         if wide and hasattr(scheduler, "alphas_cumprod"):
             scheduler.alphas_cumprod = torch.tensor(LINEAR.alpha**2)
-        scheduler.set_timesteps(steps)
         scheduler.calls = 0
         if hasattr(module, "randn_tensor"):
             monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.tensor(NOISE[scheduler.calls]))
@@ -88,7 +90,7 @@ def schedulers(monkeypatch):
 
 
 def walk(scheduler, x, place, given=None):
-    """Sample with the scheduler; ``place`` gives (alpha, sigma, alpha / scale of its state) of each call."""
+    """Sample with the scheduler; ``place`` gives alpha, sigma and the factor from its state to ours at each call."""
     import torch
 
     states = [x]
@@ -129,9 +131,9 @@ def check(rows, end, theirs, place, x=START, tolerance=1e-8):
     ours = states_by_hand(rows, x, NOISE, best_clean)[1:]
     assert len(ours) == len(theirs)
     lying = [row.point for row in rows[1:]] + [end]
-    for mine, other, point in zip(ours, theirs, lying, strict=True):
-        scale = point.alpha if place is k_place else 1.0
-        assert np.abs(mine - other * scale).max() < tolerance * np.abs(mine).max()
+    scales = [point.alpha if place is k_place else 1.0 for point in lying]
+    worst = max(np.abs(m - s * t).max() / np.abs(m).max() for m, t, s in zip(ours, theirs, scales, strict=True))
+    assert worst < tolerance
 
 
 # ---- the samplers that use sigmas -----------------------------------------------------------------------------------
@@ -210,17 +212,18 @@ def brownian(scheduler):
     scheduler.noise_sampler = increment
 
 
-def run_case(schedulers, name, spacing, steps, *, wide=True, tolerance=1e-8):
+def run_case(schedulers, name, spacing, *, wide=True, tolerance=1e-8):
     sampler, (module, scheduler), options = {**X_OVER_ALPHA, **X}[name]
     options = {"beta_start": 1e-4, "beta_end": 0.02, **options, **options_for(spacing)}
-    scheduler = schedulers(module, scheduler, steps, wide=wide, **options)
-    if name == "dpmpp_sde":
-        brownian(scheduler)
-    points = points_of(scheduler, name, spacing, steps, 1e-9 if wide else 1e-4)
-    rows = sampler(points)
-    place = k_place if name in X_OVER_ALPHA else vp_place
-    theirs = walk(scheduler, START, place, noise_given if name == "dpmpp_2m_sde" else None)[: len(rows)]
-    check(rows, points[-1], theirs, place, tolerance=tolerance)
+    scheduler = schedulers(module, scheduler, wide=wide, **options)
+    place, given = (k_place if name in X_OVER_ALPHA else vp_place), (noise_given if name == "dpmpp_2m_sde" else None)
+    for steps in STEPS:
+        scheduler.set_timesteps(steps)
+        if name == "dpmpp_sde":
+            brownian(scheduler)
+        points = points_of(scheduler, name, spacing, steps, 1e-9 if wide else 1e-4)
+        rows = sampler(points)
+        check(rows, points[-1], walk(scheduler, START, place, given)[: len(rows)], place, tolerance=tolerance)
 
 
 def noise_given(n):
@@ -229,10 +232,9 @@ def noise_given(n):
     return {"variance_noise": torch.tensor(NOISE[n])}
 
 
-@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("name, spacing", CASES)
-def test_every_state_is_that_of_diffusers(schedulers, name, spacing, steps):
-    run_case(schedulers, name, spacing, steps)
+def test_every_state_is_that_of_diffusers(schedulers, name, spacing):
+    run_case(schedulers, name, spacing)
 
 
 # ---- those that use the table of alphas -----------------------------------------------------------------------------
@@ -242,7 +244,8 @@ def test_every_state_is_that_of_diffusers(schedulers, name, spacing, steps):
 @pytest.mark.parametrize("spacing", [leading, trailing])
 def test_plms_is_that_of_diffusers(schedulers, spacing, steps):
     options = {"skip_prk_steps": True, "set_alpha_to_one": True, "timestep_spacing": spacing.__name__}
-    scheduler = schedulers("pndm", "PNDMScheduler", steps, **options)
+    scheduler = schedulers("pndm", "PNDMScheduler", **options)
+    scheduler.set_timesteps(steps)
     rows = plms(LINEAR.points(spacing(1000, steps)))
     assert [row.point.timestep for row in rows] == scheduler.timesteps.tolist()
     check(rows, CLEAN, walk(scheduler, START, vp_place), vp_place)
@@ -252,7 +255,8 @@ def test_plms_is_that_of_diffusers(schedulers, spacing, steps):
 @pytest.mark.parametrize("spacing", [leading, trailing])
 def test_ddim_inversion_is_that_of_diffusers(schedulers, spacing, steps):
     options = {"clip_sample": False, "timestep_spacing": spacing.__name__}
-    scheduler = schedulers("ddim_inverse", "DDIMInverseScheduler", steps, **options)
+    scheduler = schedulers("ddim_inverse", "DDIMInverseScheduler", **options)
+    scheduler.set_timesteps(steps)
     rows = ddim_inversion(LINEAR.points(spacing(1000, steps)))
     assert [row.point.timestep for row in rows] == scheduler.timesteps.tolist()
     image = 0.3 * START
@@ -261,7 +265,8 @@ def test_ddim_inversion_is_that_of_diffusers(schedulers, spacing, steps):
 
 @pytest.mark.parametrize("steps", STEPS)
 def test_lcm_is_that_of_diffusers(schedulers, steps):
-    scheduler = schedulers("lcm", "LCMScheduler", steps)
+    scheduler = schedulers("lcm", "LCMScheduler")
+    scheduler.set_timesteps(steps)
     rows = lcm(LINEAR.points(scheduler.timesteps.tolist()))
     # Its skip and output scales are made of whole timesteps, which torch divides in float32.
     check(rows, CLEAN, walk(scheduler, START, vp_place), vp_place, tolerance=2e-6)
@@ -271,7 +276,8 @@ def test_lcm_is_that_of_diffusers(schedulers, steps):
 def test_dpmpp_2s_is_that_of_diffusers_where_its_points_lie_halfway(schedulers, half_steps):
     # diffusers calls in between at the next of its points, which is halfway where the logarithm is even.
     options = {"use_exponential_sigmas": True, "lower_order_final": True}
-    scheduler = schedulers("dpmsolver_singlestep", "DPMSolverSinglestepScheduler", 2 * half_steps, **options)
+    scheduler = schedulers("dpmsolver_singlestep", "DPMSolverSinglestepScheduler", **options)
+    scheduler.set_timesteps(2 * half_steps)
     points = LINEAR.points(exponential(1000, 2 * half_steps, schedule=LINEAR))
     rows = dpmpp_2s_ancestral(Points(points[:-1:2], LINEAR), eta=0.0)
     theirs = walk(scheduler, START, vp_place)[: len(rows)]
@@ -283,7 +289,8 @@ def test_dpmpp_2s_is_that_of_diffusers_where_its_points_lie_halfway(schedulers, 
 def test_flow_matching_is_that_of_diffusers(schedulers, sampler, name, steps):
     import torch
 
-    scheduler = schedulers(f"flow_match_{name}_discrete", f"FlowMatch{name.title()}DiscreteScheduler", steps)
+    scheduler = schedulers(f"flow_match_{name}_discrete", f"FlowMatch{name.title()}DiscreteScheduler")
+    scheduler.set_timesteps(steps)
     sigmas = [s for s in dict.fromkeys(scheduler.sigmas.tolist()) if s]
     rows = sampler([Point(1000 * s - 1, 1 - s, s) for s in sigmas] + [CLEAN])
     np.testing.assert_allclose([row.point.timestep + 1 for row in rows], scheduler.timesteps.tolist(), rtol=1e-12)
@@ -299,8 +306,7 @@ def test_flow_matching_is_that_of_diffusers(schedulers, sampler, name, steps):
 # ---- diffusers as it comes ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("name", X_OVER_ALPHA | X)
-def test_every_state_is_that_of_diffusers_as_it_comes(schedulers, name, steps):
-    """Its schedule and its sigmas are float32; the noise left of an ancestral step is a difference of two near each other."""
-    run_case(schedulers, name, "trailing", steps, wide=False, tolerance=1e-5)
+def test_every_state_is_that_of_diffusers_as_it_comes(schedulers, name):
+    """Its schedule is float32, and so are its sigmas and DEIS's coefficients, differences of like logarithms."""
+    run_case(schedulers, name, "trailing", wide=False, tolerance=5e-4 if name == "deis_3" else 2e-5)

@@ -20,9 +20,9 @@ def _after_pure_noise(sampler: Sampler) -> Sampler:
 
     @wraps(sampler)
     def method(points, **options):
-        if len(points) < 3 or points[0].alpha:
+        if points[0].alpha:
             return sampler(points, **options)
-        return ddim(points[:2]) + sampler(points[1:], **options)
+        return ddim(points[:2]) + (sampler(points[1:], **options) if len(points) > 2 else [])
 
     return method
 
@@ -62,9 +62,13 @@ def deis(points: Sequence[Point], *, order: int = 3) -> list[Row]:
     return rows
 
 
+_GAUSS = np.polynomial.legendre.leggauss(24)
+"""Gauss's points and weights on [-1, 1]: exact for ``lms``, and for ``deis`` to rounding."""
+
+
 def _integrals(nodes, end, weight):
-    """Integrate weight(u) l_k(u) from 0 to ``end``, where l_k is the polynomial that is 1 at node k and 0 at the others."""
-    u, du = (np.polynomial.legendre.leggauss(24) + np.array([[1.0], [0.0]])) * end / 2
+    """Integrate weight(u) l_k(u) from 0 to ``end``, l_k the polynomials that are 1 at node k and 0 at the others."""
+    u, du = (1 + _GAUSS[0]) * end / 2, _GAUSS[1] * end / 2
     others = (nodes[:k] + nodes[k + 1 :] for k in range(len(nodes)))
     lagrange = (np.prod([(u - v) / (node - v) for v in rest], axis=0) for node, rest in zip(nodes, others, strict=True))
     return np.array([np.sum(du * weight(u) * p) for p in lagrange])

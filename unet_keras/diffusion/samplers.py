@@ -75,6 +75,8 @@ def ddim_inversion(points: Sequence[Point]) -> list[Row]:
     with x at the cleaner point and the noisier point's timestep, as the field does: at the image itself there is none.
     So D stands for (x - sigma' eps) / alpha'. Where alpha' = 0 that has no value, and the call is made at the cleaner.
     """
+    if len(points) == 2 and points[0].alpha == 0:
+        raise ValueError("points must be three or more where the first is pure noise, to tell what noise it is; got 2.")
     rows = []
     for there, here in reversed(list(pairwise(points))):
         if there.alpha == 0:
