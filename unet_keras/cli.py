@@ -12,7 +12,7 @@ import numpy as np
 from unet_keras import plots, runs
 from unet_keras.callbacks import SampleGrid
 from unet_keras.data import by_label, emoji_table, image_folder
-from unet_keras.diffusion import predictions, samplers, schedules
+from unet_keras.diffusion import multicall, multistep, predictions, samplers, schedules
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.nn.unet import build_unet, class_label, timestep
 from unet_keras.zoo import ddpm_cifar10, patch_unet, small_unet
@@ -20,7 +20,26 @@ from unet_keras.zoo import ddpm_cifar10, patch_unet, small_unet
 NETWORKS = {"patch": patch_unet, "small": small_unet, "slides": build_unet, "ddpm-cifar10": ddpm_cifar10}
 SCHEDULES = {"linear": schedules.linear, "scaled-linear": schedules.scaled_linear, "cosine": schedules.cosine}
 PREDICTIONS = {"noise": predictions.noise, "velocity": predictions.velocity, "clean": predictions.clean}
-SAMPLERS = {"ddim": samplers.ddim, "ddpm": samplers.ddpm}
+SAMPLERS = {
+    "ddim": samplers.ddim,
+    "ddpm": samplers.ddpm,
+    "euler": samplers.euler,
+    "euler-ancestral": samplers.euler_ancestral,
+    "heun": multicall.heun,
+    "dpm2": multicall.dpm2,
+    "dpm2-ancestral": multicall.dpm2_ancestral,
+    "dpmpp-2s-ancestral": multicall.dpmpp_2s_ancestral,
+    "dpmpp-sde": multicall.dpmpp_sde,
+    "lms": multistep.lms,
+    "plms": multistep.plms,
+    "deis": multistep.deis,
+    "dpmpp-2m": multistep.dpmpp_2m,
+    "dpmpp-2m-sde": multistep.dpmpp_2m_sde,
+    "dpmpp-3m": multistep.dpmpp_3m,
+    "dpmpp-3m-sde": multistep.dpmpp_3m_sde,
+    "unipc": multistep.unipc,
+    "lcm": samplers.lcm,
+}
 
 TRAIN = """Train a U-Net on images and keep everything in a run folder.
 
@@ -87,7 +106,12 @@ def _sample_options(p):
     add = p.add_argument
     add("model", type=Path, help="a run folder or a .keras file")
     add("--count", type=int, default=16, help="images (default: %(default)s)")
-    add("--steps", type=int, default=50, help="network calls, 1 to 1000 (default: %(default)s)")
+    add(
+        "--steps",
+        type=int,
+        default=50,
+        help="1 to 1000; some samplers call twice a step (default: %(default)s)",
+    )
     add("--sampler", choices=SAMPLERS, default="ddim", help="(default: %(default)s)")
     add("--class", dest="label", help="the class to sample, by name or number; all in turn unless given")
     add("--guidance", type=float, default=1.0, help="how strictly to keep to the class; 1 is as trained")

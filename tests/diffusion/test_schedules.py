@@ -11,8 +11,11 @@ import pytest
 from unet_keras import (
     CLEAN,
     Schedule,
+    beta,
     cosine,
+    exponential,
     flow,
+    karras,
     leading,
     linear,
     linspace,
@@ -199,6 +202,61 @@ def test_spacing_falls_within_the_schedule(spacing, total, steps):
 def test_trailing_and_linspace_begin_at_the_noisiest():
     for spacing in (trailing, linspace):
         assert [spacing(1000, steps)[0] for steps in (1, 2, 30, 1000)] == [999] * 4
+
+
+NAMED = {name: schedule for name, schedule in ALL.items() if name != "flow"}
+
+
+@pytest.mark.parametrize("steps", [2, 5, 20, 50])
+@pytest.mark.parametrize("name", NAMED)
+def test_karras_and_exponential_let_a_power_of_the_ratio_fall_evenly(name, steps):
+    schedule = NAMED[name]
+    pure = int(schedule.alpha[-1] == 0)  # which has no ratio, and comes first
+    for spacing, scale in [(karras, lambda r: r ** (1 / 7)), (exponential, np.log)]:
+        timesteps = spacing(1000, steps, schedule=schedule)
+        assert len(timesteps) == steps and (np.diff(timesteps) < 0).all() and timesteps[0] == 999
+        points = schedule.points(timesteps)[pure:-1]
+        ratios = np.array([point.sigma / point.alpha for point in points])
+        np.testing.assert_allclose(ratios[0], schedule.ratio[999 - pure], rtol=1e-9)
+        if steps - pure > 1:
+            np.testing.assert_allclose(ratios[-1], schedule.ratio[0], rtol=1e-9)
+            np.testing.assert_allclose(np.diff(scale(ratios), 2), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20, 50])
+@pytest.mark.parametrize("spacing", [karras, exponential])
+def test_timesteps_between_are_those_of_diffusers(spacing, steps):
+    diffusers = pytest.importorskip("diffusers")
+    options = {f"use_{spacing.__name__}_sigmas": True}
+    reference = diffusers.EulerDiscreteScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, **options)
+    reference.set_timesteps(steps)
+    # Its alpha_bar is float32, which moves the logarithm of a ratio by up to 1e-5, and a timestep ten times that.
+    np.testing.assert_allclose(spacing(1000, steps, schedule=linear()), reference.timesteps.numpy(), atol=2e-3)
+
+
+@pytest.mark.parametrize("a, b", [(0.6, 0.6), (1, 1), (0.5, 2), (5, 0.7), (3, 4)])
+def test_beta_takes_the_distributions_quantiles(a, b):
+    stats = pytest.importorskip("scipy.stats")
+    for steps in (1, 2, 5, 50):
+        timesteps = beta(1000, steps, a=a, b=b)
+        expected = 999 * stats.beta.ppf(1 - np.arange(steps) / steps, a, b)
+        np.testing.assert_allclose(timesteps, expected, atol=1e-9)
+        assert timesteps[0] == 999 and (np.diff(timesteps) < 0).all() and timesteps[-1] >= 0
+
+
+@pytest.mark.parametrize(
+    "spacing, name, values", [(karras, "rho", (0, -1)), (beta, "a", (0, -1)), (beta, "b", (0, -1))]
+)
+def test_spacings_refuse_options_outside(spacing, name, values):
+    for value in [*values, float("nan"), float("inf")]:
+        options = {name: value, **({"schedule": linear()} if spacing is karras else {})}
+        with pytest.raises(ValueError, match=rf"\b{name}\b.* must be positive"):
+            spacing(1000, 10, **options)
+
+
+def test_spacings_refuse_another_schedule():
+    with pytest.raises(ValueError, match="schedule must have the 1000 timesteps"):
+        karras(1000, 10, schedule=linear(50))
 
 
 # ---- the value ------------------------------------------------------------------------------------------------------
