@@ -220,18 +220,17 @@ def test_karras_and_exponential_let_a_power_of_the_ratio_fall_evenly(name, steps
         np.testing.assert_allclose(ratios[0], schedule.ratio[999 - pure], rtol=1e-9)
         if steps - pure > 1:
             np.testing.assert_allclose(ratios[-1], schedule.ratio[0], rtol=1e-9)
-            np.testing.assert_allclose(np.diff(scale(ratios), 2), 0, atol=1e-9)
+            np.testing.assert_allclose(np.diff(scale(ratios), 2), 0, atol=1e-8)
 
 
 @pytest.mark.parametrize("steps", [5, 10, 20, 50])
 @pytest.mark.parametrize("spacing", [karras, exponential])
 def test_timesteps_between_are_those_of_diffusers(spacing, steps):
-    diffusers = pytest.importorskip("diffusers")
-    options = {f"use_{spacing.__name__}_sigmas": True}
-    reference = diffusers.EulerDiscreteScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, **options)
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    reference = diffusers.EulerDiscreteScheduler(**{f"use_{spacing.__name__}_sigmas": True})
+    reference.alphas_cumprod = torch.tensor(linear().alpha ** 2)  # its own is float32, which moves timesteps by 0.01
     reference.set_timesteps(steps)
-    # Its alpha_bar is float32, which moves the logarithm of a ratio by up to 1e-5, and a timestep ten times that.
-    np.testing.assert_allclose(spacing(1000, steps, schedule=linear()), reference.timesteps.numpy(), atol=2e-3)
+    np.testing.assert_allclose(spacing(1000, steps, schedule=linear()), reference.timesteps.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("a, b", [(0.6, 0.6), (1, 1), (0.5, 2), (5, 0.7), (3, 4)])

@@ -229,7 +229,7 @@ def _at_ratios(schedule, total, steps, fall, power):
     first, last = ratio[-1], ratio[0]
     shares = np.linspace(0, 1, max(steps - len(pure), 1))
     inner = [schedule.at_ratio(fall(first**power, last**power, s)).timestep for s in shares]
-    return np.round(np.array((pure + inner)[:steps], "float64"), 9)  # so that the ends are whole
+    return np.round(np.array((pure + inner)[:steps], "float64"), 10)  # so that the ends are whole
 
 
 def _beta_quantile(share, a, b):
