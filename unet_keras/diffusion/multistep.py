@@ -97,11 +97,7 @@ def plms(points: Sequence[Point]) -> list[Row]:
     return rows
 
 
-_PLMS = {
-    1: (3 / 2, -1 / 2),
-    2: (23 / 12, -16 / 12, 5 / 12),
-    3: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-}
+_PLMS = {1: (3 / 2, -1 / 2), 2: (23 / 12, -16 / 12, 5 / 12), 3: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 
 
 def _with_first_noise(row, points, change):
@@ -140,15 +136,13 @@ def dpmpp_2m_sde(points: Sequence[Point], *, eta: float = 1.0) -> list[Row]:
     rows = []
     for n, (here, there) in enumerate(pairwise(points)):
         a, g, c = _reverse_sde(here, there, eta)
-        past = 0.0
-        if n and there.sigma:
-            past = _step(here, there) / (2 * _step(points[n - 1], here))
+        past = _step(here, there) / (2 * _step(points[n - 1], here)) if n and there.sigma else 0.0
         rows.append(Row(here, (a,), (g * (1 + past), -g * past) if past else (g,), c))
     return rows
 
 
 def dpmpp_3m(points: Sequence[Point]) -> list[Row]:
-    """DPM-Solver++(3M), as in its authors' code and k-diffusion's: ``dpmpp_3m_sde`` without noise. One call a step."""
+    """DPM-Solver++(3M), as in its authors' code: ``dpmpp_3m_sde`` without noise. Second order. One call a step."""
     return dpmpp_3m_sde(points, eta=0.0)
 
 
@@ -157,7 +151,8 @@ def dpmpp_3m_sde(points: Sequence[Point], *, eta: float = 1.0) -> list[Row]:
     """SDE-DPM-Solver++(3M), as in k-diffusion. One call a step; a step that ends at the image gives D.
 
     As ``dpmpp_2m_sde``, with alpha' (1 - e^-H) D + alpha' phi_2 d_1 - alpha' phi_3 d_2 in D~'s place, H = (1 + eta) h,
-    phi_2 = 1 - (1 - e^-H) / H, phi_3 = phi_2 / H - 1/2, and d_1, d_2 divided differences of D.
+    phi_2 = 1 - (1 - e^-H) / H, phi_3 = phi_2 / H - 1/2, and d_1, d_2 divided differences of D. Second order: for
+    the third d_2 would have to be twice what it is, in diffusers as well.
     """
     check_share("eta", eta)
     rows = []
