@@ -65,7 +65,7 @@ def flow_heun(points: Sequence[Point]) -> list[Row]:
 
 
 def dpm2(points: Sequence[Point]) -> list[Row]:
-    """The midpoint method in sigma / alpha, halfway in its logarithm (after Lu et al. 2022, DPM-Solver-2; k-diffusion).
+    """The midpoint method in sigma / alpha, halfway in its logarithm (after Lu et al. 2022, algorithm 1; k-diffusion).
 
     y' = y + (r' - r) eps(sqrt(r r')). Second order, two calls a step.
     """
@@ -73,9 +73,10 @@ def dpm2(points: Sequence[Point]) -> list[Row]:
 
 
 def dpm2_ancestral(points: Sequence[Point], *, eta: float = 1.0) -> list[Row]:
-    """``dpm2`` down to less noise than wanted, and fresh noise up again (k-diffusion). Two calls a step.
+    """``dpm2`` down to less noise than wanted, and fresh noise up again (k-diffusion). Second order, two calls a step.
 
-    ``eta`` scales the fresh noise: 0 is ``dpm2``, 1 is the posterior's. Second order at 0, first above.
+    ``eta`` scales the fresh noise: 0 is ``dpm2``, 1 is the posterior's. Fresh noise keeps to the law, and so the
+    order is that of the deterministic part.
     """
     check_share("eta", eta)
     rows = []
@@ -94,8 +95,8 @@ def dpm2_ancestral(points: Sequence[Point], *, eta: float = 1.0) -> list[Row]:
 def dpmpp_2s_ancestral(points: Sequence[Point], *, eta: float = 1.0) -> list[Row]:
     """DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1 with r = 1/2), ancestral as in k-diffusion. Two calls a step.
 
-    x' = (sigma' / sigma) x + alpha' (1 - e^-h) D(halfway in lambda). ``eta`` scales the fresh noise: at 0 it is the
-    paper's 2S, of second order; above, of first.
+    x' = (sigma' / sigma) x + alpha' (1 - e^-h) D(halfway in lambda). Second order. ``eta`` scales the fresh noise: at 0
+    it is the paper's 2S.
     """
     check_share("eta", eta)
     rows = []
@@ -113,8 +114,9 @@ def dpmpp_2s_ancestral(points: Sequence[Point], *, eta: float = 1.0) -> list[Row
 def dpmpp_sde(points: Sequence[Point], *, eta: float = 1.0) -> list[Row]:
     """DPM-Solver++ for the reverse SDE, with a call halfway in lambda (k-diffusion's dpmpp_sde). Two calls a step.
 
-    Both halves are ancestral, on one Brownian path in sigma / alpha: the step's noise is sqrt(s) z_n + sqrt(1 - s) z',
-    s = (r - r_middle) / (r - r'), and z_n is had back from the state that it led to.
+    Second order, in the law of a Gaussian. Both halves are ancestral, on one Brownian path in r = sigma / alpha: the
+    step's noise is sqrt(s) z_n + sqrt(1 - s) z', s = (r - r_middle) / (r - r'), and z_n is had back from the state that
+    it led to.
     """
     check_share("eta", eta)
     rows = []

@@ -47,7 +47,7 @@ def lms(points: Sequence[Point], *, order: int = 4) -> list[Row]:
 
 @_after_pure_noise
 def deis(points: Sequence[Point], *, order: int = 3) -> list[Row]:
-    """DEIS, rho-AB: eps a polynomial in u = log r, r = sigma / alpha (Zhang & Chen 2023, equation 15).
+    """DEIS, rho-AB: eps a polynomial in u = log r, r = sigma / alpha (Zhang & Chen 2023).
 
     Of the given ``order``, 1 to 4; one call a step. A step that ends at the image is of first order, and gives D.
     """
@@ -76,7 +76,7 @@ def _integrals(nodes, end, weight):
 
 @_after_pure_noise
 def plms(points: Sequence[Point]) -> list[Row]:
-    """Pseudo linear multistep, PNDM without its Runge-Kutta start (Liu et al. 2022, equation 9; latent diffusion).
+    """Pseudo linear multistep, PNDM without its Runge-Kutta start (Liu et al. 2022; latent diffusion).
 
     Adams-Bashforth as if the steps were even. One call a step, and one more: the second point is visited twice, as the
     first step is taken again with the mean of both ends' eps. The last step keeps its order also where it ends at the
@@ -127,7 +127,7 @@ def dpmpp_2m(points: Sequence[Point]) -> list[Row]:
 
 @_after_pure_noise
 def dpmpp_2m_sde(points: Sequence[Point], *, eta: float = 1.0) -> list[Row]:
-    """SDE-DPM-Solver++(2M), the midpoint form (Lu et al. 2022b, section 6; k-diffusion). One call a step.
+    """SDE-DPM-Solver++(2M), the midpoint form (Lu et al. 2022b; k-diffusion). One call a step.
 
     x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 - e^(-(1 + eta) h)) D~ + sigma' sqrt(1 - e^(-2 eta h)) z, with D~ of
     ``dpmpp_2m``, which it is where ``eta`` is 0. Second order, in the law of a Gaussian.
@@ -198,7 +198,7 @@ def _step(here, there):
 
 @_after_pure_noise
 def unipc(points: Sequence[Point], *, order: int = 2) -> list[Row]:
-    """UniPC, B_2(h) (Zhao et al. 2023, algorithms 5 and 6). One call a step.
+    """UniPC, B_2(h) (Zhao et al. 2023). One call a step.
 
     Each call also corrects the state that it was made at, by x + g_1 (w_corrector - w_predictor) D, before it leaves
     from there by (sigma' / sigma) x + g w_predictor D. The predictor's ``order`` is 1, 2 or 3, the corrector one more;

@@ -69,7 +69,7 @@ def ddim(points: Sequence[Point], *, eta: float = 0.0) -> list[Row]:
 
 
 def ddim_inversion(points: Sequence[Point]) -> list[Row]:
-    """DDIM run backwards, from the image to the noise it would come from (Mokady et al. 2023, section 3.2).
+    """DDIM run backwards, from the image to the noise it would come from (Mokady et al. 2023).
 
     Takes the points that ``ddim`` takes; the rows lead from the last to the first. First order, one call a step, made
     with x at the cleaner point and the noisier point's timestep, as the field does: at the image itself there is none.

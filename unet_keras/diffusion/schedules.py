@@ -206,12 +206,12 @@ def karras(total: int, steps: int, *, schedule: Schedule, rho: float = 7.0) -> n
 
 
 def exponential(total: int, steps: int, *, schedule: Schedule) -> np.ndarray:
-    """Let log(sigma / alpha) fall evenly: lambda-spacing (Lu et al. 2022, section 3.4). Bind as karras."""
+    """Let log(sigma / alpha) fall evenly: lambda-spacing (Lu et al. 2022). Bind as karras."""
     return _at_ratios(schedule, total, steps, lambda first, last, s: first ** (1 - s) * last**s, 1.0)
 
 
 def beta(total: int, steps: int, *, a: float = 0.6, b: float = 0.6) -> np.ndarray:
-    """Take the timesteps at even quantiles of a beta distribution, dense at both ends (Lee et al. 2024, section 3).
+    """Take the timesteps at even quantiles of a beta distribution, dense at both ends (Lee et al. 2024).
 
     Their Beta Sampling spaces timesteps, and so do ComfyUI and others; diffusers spaces sigma / alpha in its place.
     """
@@ -234,10 +234,9 @@ def _at_ratios(schedule, total, steps, fall, power):
 
 def _beta_quantile(share, a, b):
     """Invert the beta distribution by halving."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _beta_share(middle, a, b) < share else (low, middle)
+    low = 0.0
+    for width in 0.5 ** np.arange(1, 60):
+        low += width * (_beta_share(low + width, a, b) < share)
     return low if share < 1 else 1.0
 
 
