@@ -68,10 +68,7 @@ class Schedule:
             return self.sigma / self.alpha
 
     def at(self, timestep: float) -> Point:
-        """Give the point at a timestep in [0, T - 1]; between two, log(sigma / alpha) is interpolated.
-
-        Where alpha falls to 0, and the logarithm is infinite, the angle atan(sigma / alpha) is interpolated instead.
-        """
+        """Give the point at a timestep in [0, T - 1]; between two, log(sigma / alpha) is interpolated, atan where inf."""
         if not 0 <= timestep <= len(self) - 1:
             raise ValueError(f"timestep must lie in [0, {len(self) - 1}], got {timestep}.")
         low = int(timestep)
