@@ -68,7 +68,7 @@ class Schedule:
             return self.sigma / self.alpha
 
     def at(self, timestep: float) -> Point:
-        """Give the point at a timestep in [0, T - 1]; between two, log(sigma / alpha) is interpolated, atan where inf."""
+        """Give the point at a timestep in [0, T - 1]; between two, log(sigma / alpha) is interpolated, or atan."""
         if not 0 <= timestep <= len(self) - 1:
             raise ValueError(f"timestep must lie in [0, {len(self) - 1}], got {timestep}.")
         low = int(timestep)
