@@ -29,7 +29,7 @@ OURS["__init__"] = set(OURS) - {"__main__"}
 
 # Where the installed packages are few: everything else is the standard library.
 THEIRS = {"nn": {"keras", "numpy"}}
-NO_KERAS = {"diffusion/samplers.py"}
+NO_KERAS = {"diffusion/samplers.py", "diffusion/multicall.py", "diffusion/multistep.py"}
 # Optional, heavy or another backend: imported in the function that needs them.
 LAZY = {
     "huggingface_hub", "jax", "keras_hub", "keras_nlp", "matplotlib", "safetensors", "sklearn", "tensorflow",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unet_keras
 from unet_keras import build_unet, cli
 
 
@@ -123,3 +124,10 @@ def test_help_teaches(capsys):
             cli.main(command)
     text = capsys.readouterr().out
     assert "examples:" in text and "--guidance" in text and "Ctrl-C" in text
+
+
+def test_samplers_are_named_as_in_python():
+    assert {name.replace("-", "_"): name for name in cli.SAMPLERS} == {
+        sampler.__name__: name for name, sampler in cli.SAMPLERS.items()
+    }
+    assert all(getattr(unet_keras, sampler.__name__) is sampler for sampler in cli.SAMPLERS.values())

@@ -371,7 +371,50 @@ def test_schedule_refuses_none():
         plots.schedule({})
 
 
-CURVES = [(plots.schedule, {"flow": flow_schedule(5)}), (plots.loss, {"loss": [0.2, 0.1], "val_loss": [0.3]})]
+ROWS = [
+    SimpleNamespace(point=(999.0, 0.0, 1.0), a=(0.9,), b=(0.1,), c=0.0),
+    SimpleNamespace(point=(500.0, 0.6, 0.8), a=(0.0, 0.7), b=(0.2, -0.1), c=0.3),
+    SimpleNamespace(point=(0.0, 0.8, 0.6), a=(0.0,), b=(1.0,), c=0.0),
+]
+
+
+def test_sampler_draws_where_the_network_is_called_and_the_coefficients():
+    left, right = plots.sampler(ROWS).axes
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [np.nan, 0.8 / 0.6, 0.6 / 0.8])
+    assert left.get_yscale() == "log"
+    drawn = {line.get_label(): list(line.get_ydata()) for line in right.lines}
+    assert drawn == {
+        "a: x": [0.9, 0, 0],
+        "a: x, 1 back": [0, 0.7, 0],
+        "b: D": [0.1, 0.2, 1],
+        "b: D, 1 back": [0, -0.1, 0],
+        "c: noise": [0, 0.3, 0],
+    }
+    colours = [line.get_color() for line in right.lines]
+    assert colours[0] == colours[2] != colours[1] == colours[3]
+
+
+def test_sampler_leaves_out_coefficients_that_are_zero_throughout():
+    labels = [line.get_label() for line in plots.sampler(ROWS[2:]).axes[1].lines]
+    assert labels == ["b: D", "c: noise"]
+
+
+def test_sampler_labels_its_axes():
+    left, right = plots.sampler(ROWS).axes
+    assert left.get_xlabel() == right.get_xlabel() == "row (network call)"
+    assert left.get_ylabel().startswith("sigma / alpha") and right.get_ylabel().startswith("coefficient")
+
+
+def test_sampler_refuses_none():
+    with pytest.raises(ValueError, match="rows: got none"):
+        plots.sampler([])
+
+
+CURVES = [
+    (plots.sampler, ROWS),
+    (plots.schedule, {"flow": flow_schedule(5)}),
+    (plots.loss, {"loss": [0.2, 0.1], "val_loss": [0.3]}),
+]
 
 
 @pytest.mark.parametrize("plot, data", CURVES)

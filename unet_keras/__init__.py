@@ -14,14 +14,29 @@ from unet_keras.callbacks import SampleGrid
 from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder, load_emoji
 from unet_keras.diffusion.guidance import classifier_free, clipped, dynamic, interval, rescaled, unclipped
 from unet_keras.diffusion.model import DiffusionModel
+from unet_keras.diffusion.multicall import dpm2, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, flow_heun, heun
+from unet_keras.diffusion.multistep import deis, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, lms, plms, unipc
 from unet_keras.diffusion.predictions import Prediction, clean, flow_velocity, min_snr, noise, velocity
-from unet_keras.diffusion.samplers import Row, ddim, ddpm
+from unet_keras.diffusion.samplers import (
+    Row,
+    ddim,
+    ddim_inversion,
+    ddpm,
+    euler,
+    euler_ancestral,
+    flow_euler,
+    lcm,
+)
 from unet_keras.diffusion.schedules import (
     CLEAN,
     Point,
+    Points,
     Schedule,
+    beta,
     cosine,
+    exponential,
     flow,
+    karras,
     leading,
     linear,
     linspace,
@@ -75,10 +90,12 @@ __all__ = [
     "max_pool", "strided_conv", "res_down", "conv_transpose", "nearest_conv", "res_up", "keep_filters",
     # noise, training, sampling
     "DiffusionModel",
-    "Schedule", "Point", "CLEAN", "linear", "scaled_linear", "cosine", "sigmoid", "flow", "zero_terminal_snr",
-    "trailing", "leading", "linspace",
+    "Schedule", "Point", "Points", "CLEAN", "linear", "scaled_linear", "cosine", "sigmoid", "flow", "zero_terminal_snr",
+    "trailing", "leading", "linspace", "karras", "exponential", "beta",
     "Prediction", "noise", "velocity", "clean", "flow_velocity", "min_snr",
-    "Row", "ddpm", "ddim",
+    "Row", "ddpm", "ddim", "ddim_inversion", "euler", "euler_ancestral", "lcm", "flow_euler", "flow_heun",
+    "heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
+    "lms", "plms", "deis", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "unipc",
     "classifier_free", "rescaled", "interval", "clipped", "dynamic", "unclipped",
     # text
     "TokenEncoder", "ClipEncoder", "T5Encoder", "BertEncoder", "cached", "attention", "Attended",

@@ -1,7 +1,8 @@
-"""Pictures: grids of images, schedules, strips and animations of denoising, loss curves.
+"""Pictures: grids of images, schedules, samplers, strips and animations of denoising, loss curves.
 
 Every function returns its picture and also saves it where a path is given. Knows nothing of networks or samplers:
-images are arrays, a schedule is anything with `alpha` and `sigma`, a history is a dictionary of lists.
+images are arrays, a schedule is anything with `alpha` and `sigma`, a row anything with `point`, `a`, `b` and `c`, a
+history is a dictionary of lists.
 """
 
 import math
@@ -68,6 +69,34 @@ def schedule(schedules: Mapping[str, Any], *, path: str | Path | None = None):
     left.plot([], [], color="0.3", linestyle="--", label="sigma: noise")
     _label(left, x="timestep (index)", y="alpha, sigma (dimensionless)")
     _label(right, x="timestep (index)", y="signal-to-noise ratio (dB)")
+    return _finished(figure, path)
+
+
+def sampler(rows: Sequence[Any], *, path: str | Path | None = None):
+    """Plot a sampler's rows, one a network call, and return the matplotlib Figure.
+
+    `rows`: objects with `point` (timestep, alpha, sigma), `a`, `b` and `c`. Left, sigma / alpha where the network is
+    called, left out where alpha is 0; right, the coefficients of states (a), estimates (b) and fresh noise (c),
+    a colour for each row back. Coefficients that are 0 in every row are left out.
+    """
+    if not rows:
+        raise ValueError("rows: got none; pass what a sampler makes of points, such as ddim(schedule.points(...)).")
+    figure = _figure(width=10.0, height=3.6)
+    left, right = figure.subplots(1, 2)
+    count = np.arange(len(rows))
+    ratio = [sigma / alpha if alpha else math.nan for _, alpha, sigma in (row.point for row in rows)]
+    left.plot(count, ratio, color="0.3", marker="o", markersize=3)
+    left.set_yscale(_scale(np.array(ratio)))
+    for name, style, of in (("a", "-", "x"), ("b", "--", "D")):
+        for back, values in enumerate(_columns([getattr(row, name) for row in rows])):
+            if values.any():
+                label = f"{name}: {of}, {back} back" if back else f"{name}: {of}"
+                right.plot(count, values, color=f"C{back}", linestyle=style, marker="o", markersize=3, label=label)
+    right.plot(count, [row.c for row in rows], color="0.3", linestyle=":", marker="o", markersize=3, label="c: noise")
+    _label(left, x="row (network call)", y="sigma / alpha (dimensionless)")
+    _label(right, x="row (network call)", y="coefficient (dimensionless)")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return _finished(figure, path)
 
 
@@ -274,6 +303,14 @@ def _decibels(alpha, sigma):
     finite = (alpha > FLOAT32_STEP) & (sigma > FLOAT32_STEP)
     ratio = np.divide(alpha, sigma, out=np.ones(alpha.shape), where=finite)
     return np.ma.masked_array(20 * np.log10(ratio), mask=~finite)
+
+
+def _columns(lists):
+    """Return lists of unequal length as the columns of a table, filled up with 0."""
+    table = np.zeros((max(map(len, lists)), len(lists)))
+    for index, values in enumerate(lists):
+        table[: len(values), index] = values
+    return table
 
 
 def _trained(name) -> str:

@@ -120,6 +120,11 @@ def sampled(rows, function, schedule, x, z=None, *, prediction=noise, threshold=
 
 def by_hand(rows, x, z, clean):
     """Run rows in NumPy's float64: x_{n+1} = sum_k a_k x_{n-k} + sum_k b_k D_{n-k} + c z_n, D_n = clean(x_n, point)."""
+    return states_by_hand(rows, x, z, clean)[-1]
+
+
+def states_by_hand(rows, x, z, clean):
+    """As by_hand, but every state, from x on."""
     x, z = np.asarray(x, "float64"), None if z is None else np.asarray(z, "float64")
     states, estimates = [x], []
     for n, row in enumerate(rows):
@@ -127,7 +132,7 @@ def by_hand(rows, x, z, clean):
         x = sum(a * v for a, v in zip(row.a, reversed(states), strict=False))
         x = x + sum(b * v for b, v in zip(row.b, reversed(estimates), strict=False))
         states.append(x + row.c * z[n] if row.c else x)
-    return states[-1]
+    return states
 
 
 class Spy(layers.Layer):

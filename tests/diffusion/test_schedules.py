@@ -11,8 +11,11 @@ import pytest
 from unet_keras import (
     CLEAN,
     Schedule,
+    beta,
     cosine,
+    exponential,
     flow,
+    karras,
     leading,
     linear,
     linspace,
@@ -119,13 +122,43 @@ def test_at_whole_timesteps_gives_the_tables(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(ALL) - {"flow"}))
-def test_at_between_timesteps_halves_the_angle(name):
+def test_at_between_timesteps_divides_the_logarithm(name):
     schedule, t = ALL[name], 700.25
     (_, alpha0, sigma0), (_, alpha1, sigma1) = schedule.at(700), schedule.at(701)
     point = schedule.at(t)
     assert math.isclose(point.alpha**2 + point.sigma**2, 1, rel_tol=1e-12)
-    expected = 0.75 * math.atan(sigma0 / alpha0) + 0.25 * math.atan(sigma1 / alpha1)
-    assert point.timestep == t and math.isclose(math.atan(point.sigma / point.alpha), expected, rel_tol=1e-12)
+    expected = 0.75 * math.log(sigma0 / alpha0) + 0.25 * math.log(sigma1 / alpha1)
+    assert point.timestep == t and math.isclose(math.log(point.sigma / point.alpha), expected, rel_tol=1e-12)
+
+
+def test_at_divides_the_angle_where_alpha_falls_to_0():
+    schedule = ALL["zero_snr"]
+    (_, alpha0, sigma0), point = schedule.at(998), schedule.at(998.25)
+    expected = 0.75 * math.atan(sigma0 / alpha0) + 0.25 * math.pi / 2
+    assert math.isclose(math.atan(point.sigma / point.alpha), expected, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_at_ratio_is_the_inverse_of_at(name):
+    schedule = ALL[name]
+    for t in (0, 0.3, 500, 997.9, 998, 998.6):
+        point = schedule.at(t)
+        np.testing.assert_allclose(schedule.at_ratio(point.sigma / point.alpha), point, rtol=1e-9, atol=1e-9)
+
+
+def test_at_ratio_keeps_to_the_ends_timesteps():
+    schedule = ALL["linear"]
+    for ratio, timestep in [(1e-3, 0), (1e4, 999)]:
+        point = schedule.at_ratio(ratio)
+        assert point.timestep == timestep
+        np.testing.assert_allclose([point.sigma / point.alpha, math.hypot(*point[1:])], [ratio, 1], rtol=1e-12)
+    assert Schedule([0.8], [0.6]).at_ratio(2.0).timestep == 0
+
+
+@pytest.mark.parametrize("ratio", [0, -1, float("inf"), float("nan")])
+def test_at_ratio_refuses_what_is_no_ratio(ratio):
+    with pytest.raises(ValueError, match="ratio must be positive and finite"):
+        linear().at_ratio(ratio)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -169,6 +202,60 @@ def test_spacing_falls_within_the_schedule(spacing, total, steps):
 def test_trailing_and_linspace_begin_at_the_noisiest():
     for spacing in (trailing, linspace):
         assert [spacing(1000, steps)[0] for steps in (1, 2, 30, 1000)] == [999] * 4
+
+
+NAMED = {name: schedule for name, schedule in ALL.items() if name != "flow"}
+
+
+@pytest.mark.parametrize("steps", [2, 5, 20, 50])
+@pytest.mark.parametrize("name", NAMED)
+def test_karras_and_exponential_let_a_power_of_the_ratio_fall_evenly(name, steps):
+    schedule = NAMED[name]
+    pure = int(schedule.alpha[-1] == 0)  # which has no ratio, and comes first
+    for spacing, scale in [(karras, lambda r: r ** (1 / 7)), (exponential, np.log)]:
+        timesteps = spacing(1000, steps, schedule=schedule)
+        assert len(timesteps) == steps and (np.diff(timesteps) < 0).all() and timesteps[0] == 999
+        points = schedule.points(timesteps)[pure:-1]
+        ratios = np.array([point.sigma / point.alpha for point in points])
+        np.testing.assert_allclose(ratios[0], schedule.ratio[999 - pure], rtol=1e-9)
+        if steps - pure > 1:
+            np.testing.assert_allclose(ratios[-1], schedule.ratio[0], rtol=1e-9)
+            np.testing.assert_allclose(np.diff(scale(ratios), 2), 0, atol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20, 50])
+@pytest.mark.parametrize("spacing", [karras, exponential])
+def test_timesteps_between_are_those_of_diffusers(spacing, steps):
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    reference = diffusers.EulerDiscreteScheduler(**{f"use_{spacing.__name__}_sigmas": True})
+    reference.alphas_cumprod = torch.tensor(linear().alpha ** 2)  # its own is float32, which moves timesteps by 0.01
+    reference.set_timesteps(steps)
+    np.testing.assert_allclose(spacing(1000, steps, schedule=linear()), reference.timesteps.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("a, b", [(0.6, 0.6), (1, 1), (0.5, 2), (5, 0.7), (3, 4)])
+def test_beta_takes_the_distributions_quantiles(a, b):
+    stats = pytest.importorskip("scipy.stats")
+    for steps in (1, 2, 5, 50):
+        timesteps = beta(1000, steps, a=a, b=b)
+        expected = 999 * stats.beta.ppf(1 - np.arange(steps) / steps, a, b)
+        np.testing.assert_allclose(timesteps, expected, atol=1e-9)
+        assert timesteps[0] == 999 and (np.diff(timesteps) < 0).all() and timesteps[-1] >= 0
+
+
+@pytest.mark.parametrize(
+    "spacing, name, values", [(karras, "rho", (0, -1)), (beta, "a", (0, -1)), (beta, "b", (0, -1))]
+)
+def test_spacings_refuse_options_outside(spacing, name, values):
+    for value in [*values, float("nan"), float("inf")]:
+        options = {name: value, **({"schedule": linear()} if spacing is karras else {})}
+        with pytest.raises(ValueError, match=rf"\b{name}\b.* must be positive"):
+            spacing(1000, 10, **options)
+
+
+def test_spacings_refuse_another_schedule():
+    with pytest.raises(ValueError, match="schedule must have the 1000 timesteps"):
+        karras(1000, 10, schedule=linear(50))
 
 
 # ---- the value ------------------------------------------------------------------------------------------------------

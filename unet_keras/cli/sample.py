@@ -6,10 +6,29 @@ import keras
 
 from unet_keras import pipeline, plots, runs
 from unet_keras.cli.asking import asked
-from unet_keras.diffusion import samplers
+from unet_keras.diffusion import multicall, multistep, samplers
 from unet_keras.zoo.presets import from_preset, preset_facts
 
-SAMPLERS = {"ddim": samplers.ddim, "ddpm": samplers.ddpm}
+SAMPLERS = {
+    "ddim": samplers.ddim,
+    "ddpm": samplers.ddpm,
+    "euler": samplers.euler,
+    "euler-ancestral": samplers.euler_ancestral,
+    "heun": multicall.heun,
+    "dpm2": multicall.dpm2,
+    "dpm2-ancestral": multicall.dpm2_ancestral,
+    "dpmpp-2s-ancestral": multicall.dpmpp_2s_ancestral,
+    "dpmpp-sde": multicall.dpmpp_sde,
+    "lms": multistep.lms,
+    "plms": multistep.plms,
+    "deis": multistep.deis,
+    "dpmpp-2m": multistep.dpmpp_2m,
+    "dpmpp-2m-sde": multistep.dpmpp_2m_sde,
+    "dpmpp-3m": multistep.dpmpp_3m,
+    "dpmpp-3m-sde": multistep.dpmpp_3m_sde,
+    "unipc": multistep.unipc,
+    "lcm": samplers.lcm,
+}
 
 EXAMPLES = """Sample images from a run folder, a preset or a .keras file.
 

@@ -6,6 +6,7 @@ the least noisy timestep (t = 1 in the papers), index T - 1 the noisiest; the ne
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import exp, lgamma
 from typing import NamedTuple
 
 import keras
@@ -60,21 +61,48 @@ class Schedule:
         """The signal-to-noise ratio alpha^2 / sigma^2 at each timestep, (T,)."""
         return (self.alpha / self.sigma) ** 2
 
+    @property
+    def ratio(self) -> np.ndarray:
+        """The noise-to-signal ratio sigma / alpha at each timestep, (T,); inf where alpha is 0."""
+        with np.errstate(divide="ignore"):
+            return self.sigma / self.alpha
+
     def at(self, timestep: float) -> Point:
-        """Give the point at a timestep in [0, T - 1]; between two, the angle atan(sigma / alpha) is interpolated."""
+        """Give the point at a timestep in [0, T - 1]; between two, log(sigma / alpha) is interpolated, or atan."""
         if not 0 <= timestep <= len(self) - 1:
             raise ValueError(f"timestep must lie in [0, {len(self) - 1}], got {timestep}.")
         low = int(timestep)
         if low == timestep:
             return Point(float(timestep), float(self.alpha[low]), float(self.sigma[low]))
-        pair = slice(low, low + 2)
-        angle = np.interp(timestep, [low, low + 1], np.arctan2(self.sigma[pair], self.alpha[pair]))
-        radius = np.interp(timestep, [low, low + 1], np.hypot(self.sigma[pair], self.alpha[pair]))
-        return Point(float(timestep), float(radius * np.cos(angle)), float(radius * np.sin(angle)))
+        share = timestep - low
+        scale, back = _even_scale(self.ratio[low + 1])
+        first, second = scale(self.ratio[low : low + 2])
+        return self._point(low, share, float(back(first + share * (second - first))))
 
-    def points(self, timesteps: Iterable[float], *, end: Point = CLEAN) -> list[Point]:
+    def at_ratio(self, ratio: float) -> Point:
+        """Give the point where sigma / alpha is ``ratio``, finite and positive: the inverse of ``at``.
+
+        Beyond the schedule's ends the timestep is that of the end.
+        """
+        if not 0 < ratio < np.inf:
+            raise ValueError(f"ratio must be positive and finite, got {ratio}.")
+        if len(self) == 1:
+            return self._point(0, 0.0, ratio)
+        low = int(np.clip(np.searchsorted(self.ratio, ratio) - 1, 0, len(self) - 2))
+        scale, _ = _even_scale(self.ratio[low + 1])
+        first, second = scale(self.ratio[low : low + 2])
+        return self._point(low, float(np.clip((scale(ratio) - first) / (second - first), 0, 1)), ratio)
+
+    def _point(self, low, share, ratio):
+        high = min(low + 1, len(self) - 1)
+        ends = np.hypot(self.alpha[[low, high]], self.sigma[[low, high]])
+        radius = float(ends[0] + share * (ends[1] - ends[0]))  # 1 where variance is preserved
+        alpha = radius / float(np.hypot(1.0, ratio))
+        return Point(float(low + share), alpha, alpha * float(ratio))
+
+    def points(self, timesteps: Iterable[float], *, end: Point = CLEAN) -> "Points":
         """Give the points at falling ``timesteps``, and ``end``, where sampling stops."""
-        return [self.at(float(t)) for t in timesteps] + [end]
+        return Points([self.at(float(t)) for t in timesteps] + [end], self)
 
     def get_config(self) -> dict:
         """Return the two tables as lists; Python writes float64 so that it reads back the same."""
@@ -84,6 +112,19 @@ class Schedule:
     def from_config(cls, config: dict) -> "Schedule":
         """Make the schedule that ``get_config`` described."""
         return cls(**config)
+
+
+class Points(list):
+    """The points that a sampler visits, noisiest first, and the one to end at; ``schedule`` has those between them."""
+
+    def __init__(self, points: Iterable[Point], schedule: Schedule):
+        super().__init__(points)
+        self.schedule = schedule
+
+
+def _even_scale(ratio):
+    """The function that timesteps are interpolated in, up to a neighbour of this ``ratio``, and its inverse."""
+    return (np.log, np.exp) if np.isfinite(ratio) else (np.arctan, np.tan)
 
 
 def from_betas(betas: np.ndarray) -> Schedule:
@@ -149,3 +190,60 @@ def linspace(total: int, steps: int) -> np.ndarray:
     if steps == 1:  # of which NumPy would take the other end: an image without noise
         return np.array([total - 1.0])
     return np.round(np.linspace(0, total - 1, steps))[::-1]
+
+
+def karras(total: int, steps: int, *, schedule: Schedule, rho: float = 7.0) -> np.ndarray:
+    """Let (sigma / alpha)^(1 / rho) fall evenly from the schedule's greatest to its least (Karras et al. 2022, eq. 5).
+
+    The timesteps lie between those of training; bind the schedule: ``partial(karras, schedule=model.schedule)``.
+    """
+    if not 0 < rho < np.inf:
+        raise ValueError(f"rho must be positive, got {rho}; Karras et al. use 7.")
+    return _at_ratios(schedule, total, steps, lambda first, last, s: (first + s * (last - first)) ** rho, 1 / rho)
+
+
+def exponential(total: int, steps: int, *, schedule: Schedule) -> np.ndarray:
+    """Let log(sigma / alpha) fall evenly: lambda-spacing (Lu et al. 2022). Bind as karras."""
+    return _at_ratios(schedule, total, steps, lambda first, last, s: first ** (1 - s) * last**s, 1.0)
+
+
+def beta(total: int, steps: int, *, a: float = 0.6, b: float = 0.6) -> np.ndarray:
+    """Take the timesteps at even quantiles of a beta distribution, dense at both ends (Lee et al. 2024).
+
+    Their Beta Sampling spaces timesteps, and so do ComfyUI and others; diffusers spaces sigma / alpha in its place.
+    """
+    if not (0 < a < np.inf and 0 < b < np.inf):
+        raise ValueError(f"a and b must be positive, got {a} and {b}.")
+    return (total - 1) * np.array([_beta_quantile(1 - n / steps, a, b) for n in range(steps)])
+
+
+def _at_ratios(schedule, total, steps, fall, power):
+    """Give timesteps whose ratios ``fall`` over [0, 1]; pure noise, where the schedule has it, comes before them."""
+    if total != len(schedule):
+        raise ValueError(f"schedule must have the {total} timesteps that are spaced, got one of {len(schedule)}.")
+    ratio = schedule.ratio[np.isfinite(schedule.ratio)]
+    pure = list(range(len(ratio), total))
+    first, last = ratio[-1], ratio[0]
+    shares = np.linspace(0, 1, max(steps - len(pure), 1))
+    inner = [schedule.at_ratio(fall(first**power, last**power, s)).timestep for s in shares]
+    return np.round(np.array((pure + inner)[:steps], "float64"), 10)  # so that the ends are whole
+
+
+def _beta_quantile(share, a, b):
+    """Invert the beta distribution by halving."""
+    low = 0.0
+    for width in 0.5 ** np.arange(1, 60):
+        low += width * (_beta_share(low + width, a, b) < share)
+    return low if share < 1 else 1.0
+
+
+def _beta_share(x, a, b):
+    """I_x(a, b) = x^a (1 - x)^b / (a B(a, b)) (1 + sum_k prod_{j <= k} (a + b + j) x / (a + 1 + j))."""
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _beta_share(1 - x, b, a)
+    term = total = 1.0
+    for j in range(400):
+        term *= (a + b + j) / (a + 1 + j) * x
+        total += term
+    front = lgamma(a + b) - lgamma(a + 1) - lgamma(b)
+    return exp(front) * x**a * (1 - x) ** b * total
