@@ -12,11 +12,13 @@ from PIL import Image
 
 import unet_keras
 from unet_keras import build_unet, cli
+from unet_keras.cli import sample
+from unet_keras.cli import train as train_command
 
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    monkeypatch.setitem(cli.NETWORKS, "patch", partial(build_unet, levels=(4,)))
+    monkeypatch.setitem(train_command.NETWORKS, "patch", partial(build_unet, levels=(4,)))
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs"):
@@ -73,13 +75,13 @@ def test_ctrl_c_ends_training_and_leaves_a_usable_run(photos, tmp_path, capsys):
             if epoch == 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    made, before = cli.SampleGrid, signal.getsignal(signal.SIGINT)
+    made, before = train_command.SampleGrid, signal.getsignal(signal.SIGINT)
 
     def press_too(*args, **options):
         return keras.callbacks.CallbackList([made(*args, **options), Press()])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "SampleGrid", press_too)
+        patch.setattr(train_command, "SampleGrid", press_too)
         assert train("--epochs", "50") == 0
     assert signal.getsignal(signal.SIGINT) is before
     done = json.loads((tmp_path / "run" / "settings.json").read_text())["epochs_done"]
@@ -127,7 +129,7 @@ def test_help_teaches(capsys):
 
 
 def test_samplers_are_named_as_in_python():
-    assert {name.replace("-", "_"): name for name in cli.SAMPLERS} == {
-        sampler.__name__: name for name, sampler in cli.SAMPLERS.items()
+    assert {name.replace("-", "_"): name for name in sample.SAMPLERS} == {
+        sampler.__name__: name for name, sampler in sample.SAMPLERS.items()
     }
-    assert all(getattr(unet_keras, sampler.__name__) is sampler for sampler in cli.SAMPLERS.values())
+    assert all(getattr(unet_keras, sampler.__name__) is sampler for sampler in sample.SAMPLERS.values())

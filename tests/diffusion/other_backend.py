@@ -23,7 +23,7 @@ def doings(path):
     x, target = rng.standard_normal((2, 4, 8, 8, 3)).astype("float32")
     t, label = np.array([0, 50, 500, 999], "float32"), np.array([0, 1, 2, 0], "int32")
 
-    def corrupted(data, generator, drop=0.0):
+    def corrupted(data, generator, dropping=None):
         inputs = {"image": x, "timestep": t, "label": label}
         tensors = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
         return tensors, ops.convert_to_tensor(target), ops.convert_to_tensor(np.array([1, 2, 0, 1], "float32"))

@@ -350,7 +350,7 @@ def test_list_of_images_is_taken_for_an_array():
         (LABELS[:, None], r"shape \(8,\), got \(8, 1\)"),
         (LABELS + 0.5, "whole numbers"),
         (np.full(8, np.nan), "NaN or infinity"),
-        (np.array(list("abcabcab")), "must hold numbers"),
+        (np.array(list("abcabcab")), "must hold numbers; texts need an encoder"),
     ],
 )
 def test_conditions_that_do_not_fit(labelled, labels, message):
@@ -488,8 +488,7 @@ def test_generate_refuses(plain, options, message):
 @pytest.mark.parametrize(
     "conditions, message",
     [
-        (3, r"missing: \['label'\]"),
-        ({}, r"missing: \['label'\]"),
+        ({}, "at least one image"),
         ({"lable": [0]}, r"unknown: \['lable'\]"),
         ({"label": [0], "colour": [0]}, r"unknown: \['colour'\]"),
         ([0, 4], "must lie in 0 ... 3"),
@@ -502,6 +501,13 @@ def test_generate_refuses(plain, options, message):
 def test_generate_refuses_conditions(labelled, conditions, message):
     with pytest.raises(ValueError, match=message):
         labelled.generate(conditions, steps=1)
+
+
+def test_generate_refuses_a_count_without_conditions_that_it_cannot_do_without():
+    never_dropped = trainer(4, null=None, drop=0.0)
+    for conditions in (3, {}):
+        with pytest.raises(ValueError, match=r"missing: \['label'\]"):
+            never_dropped.generate(conditions, steps=1)
 
 
 @pytest.mark.parametrize("count", [0, -1, True, 2.5, "three"])

@@ -207,7 +207,7 @@ def test_validation_data_of_each_kind(kind):
         options = {"validation_data": (data["x"], data["y"])}
     else:
         options = {"validation_data": data["x"], "validation_steps": data.get("steps_per_epoch")}
-    expected = still(4).evaluate(HELD, LABELS, batch_size=4, verbose=0)
+    expected, _ = still(4).evaluate(HELD, LABELS, batch_size=4, verbose=0)
     np.testing.assert_allclose(held_loss(4, **options), [expected], rtol=1e-5)
 
 
@@ -220,7 +220,7 @@ def test_validation_images_alone(held):
 @pytest.mark.parametrize("classes", [None, 4])
 def test_validation_split_holds_the_last_images(classes):
     labels = {"y": LABELS[4:]} if classes else {}
-    expected = still(classes).evaluate(IMAGES[4:], **labels, batch_size=4, verbose=0)
+    expected = still(classes).evaluate(IMAGES[4:], **labels, batch_size=4, verbose=0, return_dict=True)["loss"]
     np.testing.assert_allclose(held_loss(classes, validation_split=0.5), [expected], rtol=1e-5)
 
 

@@ -63,7 +63,7 @@ def test_everything_comes_back(trained, loaded):
     np.testing.assert_array_equal(loaded.schedule.sigma, trained.schedule.sigma)
     np.testing.assert_array_equal(loaded.weight, trained.weight)
     assert loaded.prediction == velocity and loaded.drop == 0.25 and loaded.ema == 0.9 and loaded.seed == 11
-    assert {name: int(value) for name, value in loaded.null.items()} == {"label": 3}
+    assert {name: int(value) for name, value in loaded.dropping.null.items()} == {"label": 3}
     assert int(loaded.ema_step) == 3 and loaded.dtype_policy.name == "float32"
     check_same(loaded, trained)
 
@@ -187,7 +187,7 @@ def test_null_of_a_context(tmp_path):
     null = np.random.default_rng(1).standard_normal((5, 6)).astype("float32")
     model = DiffusionModel(net, null={"context": null}, drop=0.1)
     back = saved(model, tmp_path)
-    np.testing.assert_array_equal(np.asarray(back.null["context"], "float32"), null)
+    np.testing.assert_array_equal(np.asarray(back.dropping.null["context"], "float32"), null)
     options = {**OPTIONS, "guidance": 4.0}
     np.testing.assert_array_equal(back.generate(context, **options), model.generate(context, **options))
 

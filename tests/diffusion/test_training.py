@@ -80,7 +80,7 @@ def test_conditions_are_dropped_as_often_as_asked():
     images = pixels(4000, shape=(2, 2, 1))
     for drop in (0.0, 0.3, 1.0):
         model = trainer(4, drop=drop)
-        inputs, _, _ = model.corrupted((images, labels), model.train_noise, drop)
+        inputs, _, _ = model.corrupted((images, labels), model.train_noise, model.dropping)
         label = numpy(inputs["label"])
         assert set(label) <= {0, 3} and abs((label == 3).mean() - drop) <= 5 * np.sqrt(drop * (1 - drop) / 4000)
 
@@ -93,14 +93,15 @@ def test_conditions_of_an_example_are_dropped_together():
     null = {"a": np.full((2, 3), -1.0), "b": -1.0}
     model = DiffusionModel(net, null=null, drop=0.5, ema=None, seed=1)
     given = {"a": np.ones((8, 2, 3), "float32"), "b": np.ones(8, "float32")}
-    found, _, _ = model.corrupted((IMAGES, given), model.train_noise, 0.5)
+    found, _, _ = model.corrupted((IMAGES, given), model.train_noise, model.dropping)
     a, b = numpy(found["a"]), numpy(found["b"])
     assert set(b) == {-1, 1} and (a == b[:, None, None]).all()
 
 
 def test_validation_drops_nothing():
     model = standing(4, drop=1.0)
-    assert model.evaluate(IMAGES, LABELS, verbose=0) == standing(4, drop=0.0).evaluate(IMAGES, LABELS, verbose=0)
+    loss, gap = model.evaluate(IMAGES, LABELS, verbose=0)
+    assert loss == standing(4, drop=0.0).evaluate(IMAGES, LABELS, verbose=0) and gap > 0
     assert losses(model, IMAGES, 1, y=LABELS) != losses(standing(4, drop=0.0), IMAGES, 1, y=LABELS)
 
 
@@ -423,7 +424,7 @@ def test_drawn_timesteps_are_whole_numbers_in_float32(policy):
 
 def expected_loss(model, data, drop=0.0):
     """The weighted mean square, by hand, of the noise that a model of this seed draws first."""
-    inputs, target, weight = model.corrupted(data, model.train_noise, drop)
+    inputs, target, weight = model.corrupted(data, model.train_noise, model.dropping if drop else None)
     errors = ((numpy(target) - ask(model.network, inputs)) ** 2).mean(axis=(1, 2, 3))
     return (errors * (1 if weight is None else numpy(weight))).mean()
 

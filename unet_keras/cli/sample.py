@@ -67,7 +67,7 @@ def sample(arguments) -> None:
     model, names, home, prompts = _opened(arguments)
     count = (4 if prompts else 16) if arguments.count is None else arguments.count
     conditions, captions = asked(model, names, prompts, count, arguments.label)
-    guidance = (3.0 if prompts and model.drops else 1.0) if arguments.guidance is None else arguments.guidance
+    guidance = (3.0 if prompts and model.dropping.shares else 1.0) if arguments.guidance is None else arguments.guidance
     options = {"steps": arguments.steps, "guidance": guidance, "seed": arguments.seed}
     options["sampler"] = SAMPLERS[arguments.sampler]
     if arguments.negative is not None:

@@ -99,7 +99,7 @@ class Inputs:
         if not isinstance(y, dict) or "prompt" not in y:
             return y
         if self.encoder is None:
-            raise ValueError("Conditions must hold numbers; texts need an encoder: DiffusionModel(..., encoder=...).")
+            raise ValueError("conditions must hold numbers; texts need an encoder: DiffusionModel(..., encoder=...).")
         made, rest = self.encoder(y["prompt"]), {name: value for name, value in y.items() if name != "prompt"}
         if set(made) & set(rest):
             raise ValueError(f"Conditions {sorted(set(made) & set(rest))} are given twice: by the encoder as well.")

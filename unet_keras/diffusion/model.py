@@ -13,8 +13,10 @@ from keras import ops
 
 from unet_keras.diffusion import loop, sampling
 from unet_keras.diffusion.attached import AttachedModel
+from unet_keras.diffusion.dropping import Dropping
 from unet_keras.diffusion.guidance import classifier_free, clipped
-from unet_keras.diffusion.inputs import Inputs, check_condition, to_float, to_uint8
+from unet_keras.diffusion.inputs import Inputs, to_float, to_uint8
+from unet_keras.diffusion.losses import as_loss, portable
 from unet_keras.diffusion.predictions import Prediction, noise
 from unet_keras.diffusion.samplers import ddim
 from unet_keras.diffusion.schedules import Schedule, linear, trailing
@@ -73,10 +75,9 @@ class DiffusionModel(AttachedModel):
         self.encoder, self.drop, self.ema = encoder, drop, ema
         self.seed = random.getrandbits(31) if seed is None else seed
         self.named_inputs = Inputs(network, encoder)
-        self._given_null, self.null = dict(null or {}), self._nulls(null)
+        self.dropping = Dropping(self.named_inputs, dict(null or {}), drop)
         _check_options(self)
-        self.drops = self._drops()
-        self.guidance_gap = keras.metrics.Mean(name="guidance_gap") if self.drops else None
+        self.guidance_gap = keras.metrics.Mean(name="guidance_gap") if self.dropping.shares else None
         self.train_noise = keras.random.SeedGenerator(derived(self.seed, 0), name="train_noise")
         self.val_noise = keras.random.SeedGenerator(derived(self.seed, 1), name="val_noise")
         self.noise_loss = keras.losses.MeanSquaredError()
@@ -117,14 +118,14 @@ class DiffusionModel(AttachedModel):
         super().compile(optimizer=optimizer, **kwargs)
         # Here, or TensorFlow would trace the first step twice, to find variables created in it.
         self.optimizer.build(self.trainable_variables)
-        self.noise_loss = _as_loss(loss)
+        self.noise_loss = as_loss(loss)
 
     def get_compile_config(self):
         config = super().get_compile_config()
         if config:
             # As it was asked for: what "auto" came to on this backend would be wrong on another.
             loss = keras.saving.serialize_keras_object(self._compiled_with["loss"])
-            optimizer = _portable(config["optimizer"])
+            optimizer = portable(config["optimizer"])
             config.update(optimizer=optimizer, loss=loss, jit_compile=self._compiled_with["jit_compile"])
         return config
 
@@ -137,7 +138,7 @@ class DiffusionModel(AttachedModel):
         flat = [ops.reshape(v, (ops.shape(v)[0], -1)) for v in (y, y_pred)]
         return sum(self.losses, start=self.noise_loss(*flat, sample_weight))
 
-    def corrupted(self, data, generator, drops=None):
+    def corrupted(self, data, generator, dropping=None):
         """Turn a batch into (inputs, target, weight): steps 2 to 4 of DDPM's training (Ho et al. 2020, algorithm 1)."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         images, conditions = self.named_inputs.unpack(x, y)
@@ -146,9 +147,8 @@ class DiffusionModel(AttachedModel):
         t = keras.random.randint((count,), 0, len(self.schedule), dtype="int32", seed=next_seed(generator))
         eps = keras.random.normal(ops.shape(clean), dtype="float32", seed=next_seed(generator))
         alpha, sigma = (_look_up(table, t, len(clean.shape)) for table in (self.schedule.alpha, self.schedule.sigma))
-        for names, share in (drops or {}).items():
-            dropped = keras.random.uniform((count,), dtype="float32", seed=next_seed(generator)) < share
-            conditions = conditions | {name: self._or_null(name, conditions[name], dropped) for name in names}
+        if dropping is not None:
+            conditions = dropping.dropped(conditions, generator)
         if sample_weight is not None:  # Keras repeats it for each of y's entries
             sample_weight = ops.cast(keras.tree.flatten(sample_weight)[0], "float32")
         if self.weight is not None:
@@ -157,14 +157,8 @@ class DiffusionModel(AttachedModel):
         inputs = {"image": alpha * clean + sigma * eps, "timestep": ops.cast(t, "float32"), **conditions}
         return inputs, self.prediction.target(clean, eps, alpha, sigma), sample_weight
 
-    def _or_null(self, name, value, dropped):
-        entry = self.named_inputs.conditions[name]
-        value = ops.cast(value, entry.dtype)
-        null = ops.convert_to_tensor(np.asarray(self.null[name]), entry.dtype)
-        return ops.where(ops.reshape(dropped, (-1,) + (1,) * (len(value.shape) - 1)), null, value)
-
     def train_step(self, *args):
-        out = self._with_noise(super().train_step, args, self.train_noise, self.drops)
+        out = self._with_noise(super().train_step, args, self.train_noise, self.dropping)
         logs = out[0] if keras.backend.backend() == "jax" else out
         logs.pop("guidance_gap", None)  # measured in validation only
         if self.ema_network is None:
@@ -188,9 +182,9 @@ class DiffusionModel(AttachedModel):
     def test_step(self, *args):
         return self._with_noise(super().test_step, args, self.val_noise, gap=self.guidance_gap)
 
-    def _with_noise(self, keras_step, args, generator, drops=None, gap=None):
+    def _with_noise(self, keras_step, args, generator, dropping=None, gap=None):
         if keras.backend.backend() != "jax":
-            data = self.corrupted(args[0], generator, drops)
+            data = self.corrupted(args[0], generator, dropping)
             self._measure(gap, data[0])
             return keras_step(data)
         # JAX's steps take and return their state. The advanced generator must go back into it, or the same noise
@@ -198,7 +192,7 @@ class DiffusionModel(AttachedModel):
         (trainable, rest, *others, metrics), data = args
         pairs = [(self.trainable_variables, trainable), (self.non_trainable_variables, rest)]
         with _state([*pairs, (self.metrics_variables, metrics)]) as scope:
-            data = self.corrupted(data, generator, drops)
+            data = self.corrupted(data, generator, dropping)
             self._measure(gap, data[0])
         changed = (self.non_trainable_variables, self.metrics_variables)
         rest, metrics = ([scope.get_current_value(v) for v in variables] for variables in changed)
@@ -208,10 +202,8 @@ class DiffusionModel(AttachedModel):
         """Note how far the output moves, relative to its size, when all that can be dropped is dropped."""
         if gap is None:
             return
-        names = [name for names in self.drops for name in names]
-        everything = ops.ones((ops.shape(inputs["image"])[0],), "bool")
-        without = inputs | {name: self._or_null(name, inputs[name], everything) for name in names}
-        given, bare = (ops.cast(self.averaged(x, training=False), "float32") for x in (inputs, without))
+        pair = (inputs, self.dropping.without(inputs))
+        given, bare = (ops.cast(self.averaged(x, training=False), "float32") for x in pair)
         gap.update_state(ops.sqrt(ops.mean(ops.square(given - bare)) / ops.mean(ops.square(given))))
 
     def _update_average(self):
@@ -318,8 +310,7 @@ class DiffusionModel(AttachedModel):
         return asked.frames(self._step(asked, network))
 
     def _request(self, conditions, **options):
-        null = {name: self.null[name] for names in self.drops for name in names}
-        return sampling.request(self.named_inputs, self.schedule, null, conditions, **options)
+        return sampling.request(self.named_inputs, self.schedule, self.dropping.learned, conditions, **options)
 
     def _step(self, asked, network=None):
         """The compiled step that a request needs, compiled once."""
@@ -335,18 +326,6 @@ class DiffusionModel(AttachedModel):
 
         return step
 
-    def _nulls(self, given):
-        """What stands for "none" of each condition: given, or made of the empty prompt."""
-        prompt = self.encoder([""]) if self.encoder is not None and self.drop else {}
-        self._prompt_names = tuple(prompt)
-        return {**{name: value[0] for name, value in prompt.items()}, **dict(given or {})}
-
-    def _drops(self):
-        """{names of conditions dropped together: probability}."""
-        if not isinstance(self.drop, dict):
-            return {tuple(self.null): self.drop} if self.drop else {}
-        return {self._prompt_names if k == "prompt" else (k,): share for k, share in self.drop.items() if share}
-
     # ---- saving ----------------------------------------------------------------------------------------------------
 
     def get_config(self):
@@ -354,7 +333,7 @@ class DiffusionModel(AttachedModel):
         network = keras.saving.serialize_keras_object(self.network)
         tables = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in TABLES}
         weight = None if self.weight is None else self.weight.tolist()
-        null = {name: np.asarray(value).tolist() for name, value in self._given_null.items()}
+        null = {name: np.asarray(value).tolist() for name, value in self.dropping.given.items()}
         drop = dict(self.drop) if isinstance(self.drop, dict) else self.drop
         own = {"weight": weight, "null": null, "drop": drop, "ema": self.ema, "seed": self.seed}
         return {**super().get_config(), "network": network, **tables, **own}
@@ -383,30 +362,6 @@ class DiffusionModel(AttachedModel):
             v.assign(state.astype(keras.backend.standardize_dtype(v.dtype)))
 
 
-class FunctionLoss(keras.losses.Loss):
-    """A loss function as a Loss object, which takes weights."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.call = function
-
-
-def _as_loss(loss):
-    """Make a Loss object of what ``compile`` takes: None, a name, a function (target, output) or a Loss."""
-    loss = keras.losses.MeanSquaredError() if loss is None else keras.losses.get(loss)
-    return loss if isinstance(loss, keras.losses.Loss) else FunctionLoss(loss)
-
-
-def _portable(config):
-    """Name optimizers by Keras's public module: on torch it writes torch's own, which no other backend can run."""
-    if not isinstance(config, dict):
-        return config
-    config = {key: _portable(value) for key, value in config.items()}
-    if str(config.get("module")).startswith("keras.src.backend."):
-        config["module"] = "keras.optimizers"
-    return config
-
-
 def _look_up(table, t, rank):
     values = ops.take(ops.convert_to_tensor(table.astype("float32")), t, axis=0)
     return ops.reshape(values, (-1,) + (1,) * (rank - 1))
@@ -422,7 +377,7 @@ def _is_array(x):
 
 
 def _check_options(model):
-    schedule, inputs = model.schedule, model.named_inputs
+    schedule = model.schedule
     if not isinstance(model.seed, int | np.integer) or model.seed < 0:
         raise ValueError(f"seed must be a whole number >= 0, got {model.seed}.")
     weight = model.weight
@@ -434,22 +389,5 @@ def _check_options(model):
         raise ValueError(
             "A schedule that ends in pure noise (alpha = 0) cannot be trained to predict noise: use velocity."
         )
-    _check_drop(model.drop, model.null, inputs, model.encoder)
     if model.ema is not None and not 0 <= model.ema < 1:
         raise ValueError(f"ema must lie in [0, 1), or be None for no average, got {model.ema}.")
-    if set(model.null) - set(inputs.conditions):
-        inputs.check_names(model.null)
-    for name, value in model.null.items():
-        check_condition(name, np.asarray(value)[None], inputs.conditions[name], 1)
-
-
-def _check_drop(drop, null, inputs, encoder):
-    shares = drop if isinstance(drop, dict) else {"drop": drop}
-    known = set(null) | ({"prompt"} if encoder is not None else set())
-    unknown = set(drop) - known if isinstance(drop, dict) else set()
-    if unknown:
-        raise ValueError(f"drop names {sorted(unknown)}, which have no null: give null={{name: one example's array}}.")
-    if not all(0 <= share <= 1 for share in shares.values()) or (any(shares.values()) and not null):
-        raise ValueError(f"drop must lie in [0, 1] and needs null conditions, got drop={drop}, null={null}.")
-    if null and not isinstance(drop, dict):
-        inputs.check_names(null)

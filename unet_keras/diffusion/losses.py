@@ -1,0 +1,27 @@
+"""What ``compile`` takes, in the form that trains and saves alike on every backend."""
+
+import keras
+
+
+class FunctionLoss(keras.losses.Loss):
+    """A loss function as a Loss object, which takes weights."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.call = function
+
+
+def as_loss(loss):
+    """Make a Loss object of what ``compile`` takes: None, a name, a function (target, output) or a Loss."""
+    loss = keras.losses.MeanSquaredError() if loss is None else keras.losses.get(loss)
+    return loss if isinstance(loss, keras.losses.Loss) else FunctionLoss(loss)
+
+
+def portable(config):
+    """Name optimizers by Keras's public module: on torch it writes torch's own, which no other backend can run."""
+    if not isinstance(config, dict):
+        return config
+    config = {key: portable(value) for key, value in config.items()}
+    if str(config.get("module")).startswith("keras.src.backend."):
+        config["module"] = "keras.optimizers"
+    return config
