@@ -133,3 +133,50 @@ def test_samplers_are_named_as_in_python():
         sampler.__name__: name for name, sampler in sample.SAMPLERS.items()
     }
     assert all(getattr(unet_keras, sampler.__name__) is sampler for sampler in sample.SAMPLERS.values())
+
+
+@pytest.fixture
+def captioned(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(train_command.NETWORKS, "text", partial(build_unet, levels=(8,)))
+    pairs = [(name, i) for name in ("cats", "dogs") for i in range(4)]
+    rows = [{"file_name": f"{n}/{i}.png", "text": f"{('blue', 'red')[i % 2]} {n}"} for n, i in pairs]
+    (tmp_path / "photos" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return "photos"
+
+
+def test_a_run_that_reads_captions_is_sampled_by_prompts_exported_and_resumed(captioned, tmp_path, capsys):
+    assert train("--epochs", "1", "--text", "--classes") == 0
+    assert cli.main(["sample", "run", "red cats", "blue dogs", "--count", "2", "--steps", "2", "--negative", "red",
+                     "--attention", "words.png", "--each", "single"]) == 0  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "single").iterdir()) == [f"000{i}.png" for i in range(4)]
+    assert all((tmp_path / name).exists() for name in ("run/samples.png", "words_0.png", "words_1.png"))
+    assert cli.main(["train", "--out", "run", "--resume", "--epochs", "2"]) == 0
+    assert cli.main(["export", "run", "preset"]) == 0
+    asked = ["sample", "--preset", "preset", "red cats", "--count", "1", "--steps", "2", "--class", "dogs"]
+    assert cli.main([*asked, "--out", "p.png"]) == 0 and (tmp_path / "p.png").exists()
+    assert cli.main(["sample", "run", "--count", "2", "--steps", "2"]) == 0
+    capsys.readouterr()
+    assert cli.main(["sample", "run", "--attention", "w.png", "--count", "1", "--steps", "1"]) == 2
+    assert "--attention needs prompts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["train", "--text", "--network", "patch"], "reads no text"),
+        (["train", "--network", "text"], "needs captions"),
+        (["train", "--data", "photos", "--text", "--out", "run"], "metadata"),
+        (["sample"], "nothing to sample from"),
+        (["sample", "--preset", "emoji-64", "a"], "emoji-32"),
+        (["export", "nowhere", "preset"], "nowhere"),
+    ],
+)
+def test_bad_input_about_text_is_told_in_one_line(arguments, said, photos, capsys):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
+
+
+def test_prompts_for_a_model_that_reads_none_are_refused(photos, capsys):
+    train("--epochs", "1")
+    assert cli.main(["sample", "run", "a red apple"]) == 2 and "reads none" in capsys.readouterr().err

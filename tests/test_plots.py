@@ -446,3 +446,28 @@ def test_pictures_need_no_matplotlib_and_curves_no_pyplot(monkeypatch, tmp_path)
     plots.grid(GOOD, captions=["a", "b"])
     plots.denoising([GOOD, GOOD])
     plots.animation([GOOD], tmp_path / "way.gif")
+
+
+# attention
+
+
+def test_attention_shows_the_image_and_a_copy_for_each_word():
+    image = random_images(1)[0]
+    maps = np.zeros((8, 8, 3), "float32")
+    maps[2, 3, 1], maps[..., 2] = 1.0, 0.5
+    sheet = plots.attention(image, ["", "red", "heart"], maps, scale=20)
+    below = sheet.height - 2 * 2 - 160
+    np.testing.assert_array_equal(cell(sheet, 0, 0, (160, 160), below=below), enlarged(image, 20))
+    looked = cell(sheet, 0, 1, (160, 160), below=below)[::20, ::20].astype(int)
+    assert sheet.width == 3 * 160 + 4 * 2
+    assert looked[2, 3].tolist() == [220, 30, 30]
+    elsewhere = np.delete(looked.reshape(-1, 3), 2 * 8 + 3, axis=0)
+    assert (np.ptp(elsewhere, axis=1) == 0).all() and elsewhere.std() > 5
+    same = cell(sheet, 0, 2, (160, 160), below=below)[::20, ::20]
+    assert (np.ptp(same, axis=-1) == 0).all()  # a word looked at everywhere alike is red nowhere
+
+
+@pytest.mark.parametrize("maps", [np.zeros((8, 8, 2)), np.zeros((8, 7, 3)), np.full((8, 8, 3), np.nan)])
+def test_attention_refuses_maps_that_do_not_fit(maps):
+    with pytest.raises(ValueError, match=r"maps: expected finite numbers \(H, W, words\) = \(8, 8, 3\)"):
+        plots.attention(random_images(1)[0], ["a", "b", "c"], maps)

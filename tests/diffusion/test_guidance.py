@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from unet_keras import DiffusionModel, classifier_free, clipped, ddpm, linear, rescaled, unclipped
+from unet_keras import DiffusionModel, classifier_free, clipped, ddpm, dynamic, linear, rescaled, unclipped
 
 from .helpers import by_hand, closed_form, normal, spied
 
@@ -145,3 +145,20 @@ def test_thresholds():
     assert ops.convert_to_numpy(clipped(x)).tolist() == [-1, -0.5, 1]
     assert unclipped(x) is x
     assert classifier_free(2.0, 1.0, 3.0) == 4
+
+
+def test_dynamic_threshold_clips_at_a_quantile_of_each_image_and_scales_back():
+    """Against NumPy's quantile; an image within [-1, 1] stays as it is."""
+    estimate = normal(3, 8, 8, 3) * np.array([0.1, 1.0, 3.0], "float32").reshape(3, 1, 1, 1)
+    found = ops.convert_to_numpy(dynamic(0.9)(ops.convert_to_tensor(estimate)))
+    for image, expected in zip(found, estimate, strict=True):
+        limit = max(np.quantile(np.abs(expected), 0.9), 1.0)
+        np.testing.assert_allclose(image, np.clip(expected, -limit, limit) / limit, atol=1e-6)
+    np.testing.assert_array_equal(found[0], estimate[0])
+    assert np.abs(estimate[2]).max() > 3 and np.abs(found).max() <= 1
+
+
+@pytest.mark.parametrize("quantile", [0.0, -0.5, 1.1, float("nan")])
+def test_dynamic_refuses_what_is_no_quantile(quantile):
+    with pytest.raises(ValueError, match="quantile must lie"):
+        dynamic(quantile)

@@ -20,7 +20,7 @@ class Dropping:
     """
 
     def __init__(self, named_inputs: Inputs, null: dict, drop):
-        prompt = named_inputs.encoder([""]) if named_inputs.encoder is not None and drop else {}
+        prompt = named_inputs.encoder([""]) if named_inputs.encoder is not None else {}
         self.given = null
         self.null = {name: np.asarray(value[0]) for name, value in prompt.items()} | {
             name: np.asarray(value) for name, value in null.items()

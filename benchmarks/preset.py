@@ -1,0 +1,191 @@
+"""What a text-to-image preset trained on the built-in emoji can do, in figures and pictures for its model card.
+
+    python benchmarks/preset.py                         emoji-32, as it is shipped
+    python benchmarks/preset.py --preset presets/words --out somewhere
+
+Every figure is of images sampled here, from seed 0 on. Distances are between images blurred by a Gaussian of a pixel.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image, ImageFilter
+
+from unet_keras import attention, emoji_table, from_preset, plots
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
+SHAPES = ("heart", "circle", "square")
+PROMPTS = (
+    "a red apple", "blue heart", "green book", "a yellow star", "purple circle", "cat face with tears of joy",
+    "smiling face with sunglasses", "woman judge", "man farmer", "a cup of hot coffee", "snowman", "pizza",
+    "orange square", "black cat", "brown bear", "red car", "sailboat", "a house with garden", "clock face ten",
+    "crying face", "flower", "airplane", "musical note", "fish",
+)  # fmt: skip
+SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="emoji-32")
+    parser.add_argument("--out", type=Path, default=Path("docs/images/emoji-32"))
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/emoji-32.json"))
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    model, table = from_preset(options.preset), emoji_table()
+    found = json.loads(options.json.read_text()) if options.json.exists() else {}
+    found |= {"parameters": model.network.count_params(), "guidance": options.guidance, "steps": options.steps}
+    found["backend"] = keras.backend.backend()
+    for part in options.parts:
+        start = time.perf_counter()
+        found[part] = PARTS[part](model, table, options)
+        print(part, json.dumps(found[part]), f"({time.perf_counter() - start:.0f} s)", flush=True)
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def drawn(model, asked, options, seed=0, **more):
+    more = {"guidance": options.guidance, "steps": options.steps, "progress": False, "batch_size": 32, **more}
+    return model.generate(asked, seed=seed, **more)
+
+
+def speed(model, table, options):
+    """Seconds for 16 images in 50 steps with guidance, and what the first such call takes more."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        drawn(model, list(PROMPTS[:16]), options, steps=50)
+        seconds.append(time.perf_counter() - start)
+    return {"16 images, 50 steps": round(min(seconds[1:]), 1), "compilation": round(seconds[0] - min(seconds[1:]), 1)}
+
+
+def prompts(model, table, options):
+    """A grid of prompts that a person can judge, and where one image looked at its words."""
+    images = drawn(model, list(PROMPTS), options)
+    plots.grid(images, captions=PROMPTS, columns=6, path=options.out / "prompts.png")
+    found = attention(model, ["red heart", "blue circle"], guidance=options.guidance, steps=options.steps, seed=1)
+    plots.attention(found.images[0], found.words[0], found.maps[0], path=options.out / "attention.png")
+    return {"known": sum(prompt in set(table.captions) for prompt in PROMPTS), "of": len(PROMPTS)}
+
+
+def colours(model, table, options):
+    """How often the mean colour of what was drawn is nearest to the colour's mean over real emoji of that colour."""
+    train = table.splits == "train"
+    asked = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    asked = (asked * 5)[:100]
+    real = {c: [i for i in np.flatnonzero(train) if table.captions[i] in {f"{c} {s}" for s in SHAPES}] for c in COLOURS}
+    centres = np.array([np.mean([ink(table.images[i]) for i in real[c]], axis=0) for c in COLOURS])
+    images = drawn(model, asked, options)
+    plots.grid(images[:24], captions=asked[:24], columns=6, path=options.out / "colours.png")
+    means = np.array([ink(image) for image in images])
+    nearest = [COLOURS[i] for i in np.linalg.norm(means[:, None] - centres, axis=-1).argmin(axis=1)]
+    right = [asked[i].split()[0] == colour for i, colour in enumerate(nearest)]
+    wrong = [f"{asked[i]}: {nearest[i]}" for i in range(100) if not right[i]]
+    return {"right": sum(right), "of": 100, "wrong": wrong}
+
+
+def ink(image):
+    """The mean colour of the pixels that are not white."""
+    pixels = image.reshape(-1, 3).astype("float64")
+    inked = np.abs(255 - pixels).max(axis=1) > 40
+    return pixels[inked].mean(axis=0) if inked.any() else np.full(3, 255.0)
+
+
+def blurred(images):
+    blur = ImageFilter.GaussianBlur(1)
+    return np.stack([np.asarray(Image.fromarray(i).filter(blur), "float32").ravel() for i in images])
+
+
+def distances(a, b):
+    return np.sqrt(np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0))
+
+
+def known(model, table, options):
+    """For 50 training captions: is the sample nearer to its own emoji than to 95% of all others?"""
+    train = np.flatnonzero(table.splits == "train")
+    asked = np.random.default_rng(0).choice(np.unique(table.captions[train]), 50, replace=False)
+    images = drawn(model, list(asked), options)
+    plots.grid(images[:24], captions=asked[:24], columns=6, path=options.out / "known.png")
+    gaps = distances(blurred(images), blurred(table.images[train]))
+    nearer = []
+    for row, caption in zip(gaps, asked, strict=True):
+        own = table.captions[train] == caption
+        nearer.append((row[~own] > row[own].min()).mean())
+    share = np.array(nearer)
+    return {"nearer than 95%": int((share >= 0.95).sum()), "of": 50, "median rank": round(float(np.median(share)), 4)}
+
+
+def compose(model, table, options):
+    """Pairs of words never seen together: nearer to the true emoji than to every training emoji of one of the words?"""
+    held, train = table.splits == "compose", table.splits == "train"
+    asked = np.unique(table.captions[held])
+    images = drawn(model, list(np.repeat(asked, 4)), options).reshape(len(asked), 4, 32, 32, 3)
+    plots.grid(images[:, 0], captions=asked, columns=5, path=options.out / "compose.png")
+    right, chance = [], []
+    for caption, samples in zip(asked, images, strict=True):
+        words = set(caption.split()) - {"with", "and", "of"}
+        rivals = train & np.array([bool(words & set(other.split())) for other in table.captions])
+        true = held & (table.captions == caption)
+        to_true, to_rivals = (distances(blurred(samples), blurred(table.images[which])) for which in (true, rivals))
+        right += (to_true.min(axis=1) < to_rivals.min(axis=1)).tolist()
+        chance.append(true.sum() / (true.sum() + rivals.sum()))
+    return {"right": sum(right), "of": len(right), "by chance": round(float(np.mean(chance)), 4)}
+
+
+def classes(model, table, options):
+    """How often a classifier of real emoji agrees with the class asked for, over guidance scales."""
+    names, labels = np.unique(table.groups, return_inverse=True)
+    classifier, accuracy = trained_classifier(table, labels, len(names))
+    asked = np.repeat(np.arange(len(names)), 32)[: 32 * len(names)]
+    agreement = {}
+    for scale in SCALES:
+        images = drawn(model, {"label": asked}, options, guidance=scale)
+        said = classifier.predict(images / 127.5 - 1, verbose=0).argmax(axis=1)
+        agreement[scale] = round(float((said == asked).mean()), 3)
+        if scale == 3.0:
+            shown = images.reshape(len(names), 32, 32, 32, 3)[:, :6].reshape(-1, 32, 32, 3)
+            captions = [name if i == 0 else "" for name in names for i in range(6)]
+            plots.grid(shown, captions=captions, columns=6, path=options.out / "classes.png")
+    curve(agreement, accuracy, options.out / "guidance.png")
+    return {"classifier on held-out emoji": accuracy, "agreement": agreement, "of": len(asked)}
+
+
+def trained_classifier(table, labels, count):
+    """A small convolutional network; returns it and its share of right answers on held-out emoji."""
+    keras.utils.set_random_seed(0)
+    train, held = table.splits == "train", np.isin(table.splits, ["val", "compose"])
+    layers = [keras.Input((32, 32, 3)), keras.layers.RandomFlip("horizontal"), keras.layers.RandomTranslation(0.1, 0.1)]
+    for filters in (32, 64, 128):
+        layers += [keras.layers.Conv2D(filters, 3, padding="same", activation="relu"), keras.layers.MaxPooling2D()]
+    layers += [keras.layers.Flatten(), keras.layers.Dropout(0.5), keras.layers.Dense(128, activation="relu")]
+    classifier = keras.Sequential([*layers, keras.layers.Dropout(0.3), keras.layers.Dense(count)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classifier.compile("adam", loss, metrics=["accuracy"])
+    images = table.images / 127.5 - 1
+    classifier.fit(images[train], labels[train], epochs=25, batch_size=64, verbose=0)
+    return classifier, round(float(classifier.evaluate(images[held], labels[held], verbose=0)[1]), 3)
+
+
+def curve(agreement, accuracy, path):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(agreement), list(agreement.values()), marker="o")
+    axes.axhline(accuracy, color="0.5", linestyle="--", label="real held-out emoji")
+    axes.set_xlabel("guidance scale")
+    axes.set_ylabel("share the classifier agrees with")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+PARTS = {part.__name__: part for part in (speed, prompts, colours, known, compose, classes)}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Images with conditions drawn anew each epoch, and the captions drawn for the emoji."""
+
+import numpy as np
+import pytest
+
+from unet_keras import Redrawn, emoji_captions, emoji_table
+
+IMAGES = np.arange(10, dtype="uint8")[:, None, None, None] * np.ones((1, 2, 2, 3), "uint8")
+
+
+def draw(rng):
+    return {"number": np.arange(10), "drawn": rng.random(10)}
+
+
+def epoch(data):
+    batches = [data[i] for i in range(len(data))]
+    data.on_epoch_end()
+    return [np.concatenate(part) for part in ([b[0][:, 0, 0, 0] for b in batches], *_columns(batches))]
+
+
+def _columns(batches):
+    return [[b[1][name] for b in batches] for name in ("number", "drawn")]
+
+
+def test_every_image_comes_once_an_epoch_with_its_own_conditions_in_another_order():
+    data = Redrawn(IMAGES, draw, batch_size=4)
+    assert len(data) == 3 and len(data[2][0]) == 2
+    (first, numbers, drawn), (second, _, redrawn) = epoch(data), epoch(data)
+    assert sorted(first) == sorted(second) == list(range(10)) and list(first) != list(second)
+    assert (first == numbers).all() and sorted(drawn) != sorted(redrawn)
+
+
+def test_an_epoch_is_a_function_of_the_seed():
+    one, other = (Redrawn(IMAGES, draw, batch_size=4, seed=3) for _ in range(2))
+    for _ in range(2):
+        np.testing.assert_array_equal(epoch(one)[2], epoch(other)[2])
+    assert (epoch(Redrawn(IMAGES, draw, seed=4))[2] != epoch(Redrawn(IMAGES, draw, seed=3))[2]).any()
+
+
+def test_conditions_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="9 rows of 'number' for 10 images"):
+        Redrawn(IMAGES, lambda rng: {"number": np.arange(9)})
+
+
+def test_captions_are_names_or_keywords_with_an_article_or_a_style_at_times():
+    table = emoji_table()
+    rng = np.random.default_rng(0)
+    texts = emoji_captions(table, rng)
+    assert len(texts) == len(table.captions)
+    names = articles = styles = 0
+    for text, name, tags, style in zip(texts, table.captions, table.tags, table.styles, strict=True):
+        plain = text
+        if text.split()[0] in ("a", "an", "the") and not name.startswith(text.split()[0] + " "):
+            plain, articles = text.split(" ", 1)[1], articles + 1
+        if plain.split()[-1] == style:
+            plain, styles = plain.rsplit(" ", 1)[0], styles + 1
+        names += plain == name
+        keywords = set(" ".join([name, *tags.split("|")]).split())
+        assert plain == name or set(plain.split()) <= keywords | {"a", "an", "the"}, (text, name, tags)
+    count = len(texts)
+    for found, share in ((names, 0.7), (articles, 0.25), (styles, 0.3)):
+        assert abs(found / count - share) < 0.06
+    assert emoji_captions(table, np.random.default_rng(0)) == texts != emoji_captions(table, rng)
