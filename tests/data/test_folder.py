@@ -384,3 +384,36 @@ def test_predict_takes_images_alone(eleven):
 
 def test_paths_can_be_opened(eleven):
     assert all(isinstance(path, Path) and path.is_file() for path in image_folder(eleven, 8).paths)
+
+
+def test_a_share_is_held_out_in_order_and_not_mirrored(eleven):
+    folder = image_folder(eleven, 8, conditions=lambda f: {"number": np.arange(11)}, batch_size=4, seed=2)
+    train, held = folder.split(0.25)
+    assert (len(train.images), len(held.images), len(train), len(held)) == (8, 3, 2, 1)
+    assert sorted(identities(train.images) + identities(held.images)) == list(range(11))
+    for part in (train, held):
+        assert part.conditions["number"].tolist() == identities(part.images) == sorted(identities(part.images))
+        assert [int(path.stem) for path in part.paths] == identities(part.images)
+    np.testing.assert_array_equal(epoch(held), held.images)
+    np.testing.assert_array_equal(epoch(held), held.images)
+    first, second = epoch(train), epoch(train)
+    assert sorted(identities(first)) == identities(train.images) and (first != second).any()
+    again = image_folder(eleven, 8, seed=2).split(0.25)[1]
+    assert identities(again.images) == identities(held.images)
+    assert identities(image_folder(eleven, 8, seed=3).split(0.25)[1].images) != identities(held.images)
+
+
+def test_labels_and_captions_are_divided_as_well(classes):
+    (classes / "metadata.csv").write_text("file_name,text\n" + "".join(
+        f"{p.relative_to(classes).as_posix()},{p.stem}\n" for p in sorted(classes.rglob("*.png"))
+    ))  # fmt: skip
+    train, held = image_folder(classes, 8).split(0.4)
+    for part in (train, held):
+        assert [path.stem for path in part.paths] == part.captions
+        assert [part.class_names[i] for i in part.labels] == [path.relative_to(classes).parts[0] for path in part.paths]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 1.0, 2.0, -0.5])
+def test_a_share_that_leaves_one_part_empty_is_refused(eleven, share):
+    with pytest.raises(ValueError, match="share: .* of 11 images"):
+        image_folder(eleven, 8).split(share)

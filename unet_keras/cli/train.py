@@ -33,6 +33,7 @@ examples:
   unet-keras train --text --out runs/words            text to image: the emoji by their captions
   unet-keras train --out runs/emoji --resume --minutes 30      go on with a run
 
+A twentieth of a folder's images is held out to validate with, where there are 20 or more.
 Ctrl-C ends training after the batch at hand; the run can be sampled and resumed.
 """
 
@@ -197,7 +198,7 @@ def _fit(model, data, folder, settings):
         SampleGrid(pictures, folder / "samples", captions=captions, every=settings["samples_every"], steps=25),
         _interrupt(),
     ]
-    options = {"validation_data": data["validation"]} if data["validation"] else {}
+    options = {"validation_data": data["validation"]} if data["validation"] is not None else {}
     if data["y"] is not None or isinstance(data["x"], np.ndarray):
         options["batch_size"] = settings["batch_size"]
     print(f"{model.network.count_params():,} parameters; the run is kept in {folder}", flush=True)

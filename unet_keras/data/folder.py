@@ -4,6 +4,7 @@ Labels come from sub-folders, captions from Hugging Face metadata files; `condit
 A batch is a function of (seed, epoch, index) alone, so neither the backend nor threads can change it.
 """
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from numbers import Integral
@@ -48,6 +49,30 @@ class ImageFolder(keras.utils.PyDataset):
     def on_epoch_end(self):
         """Move on to the next epoch's order and flips."""
         self._start(self._epoch + 1)
+
+    def split(self, share: float) -> tuple["ImageFolder", "ImageFolder"]:
+        """Divide into a dataset to train on and one of a share of the images, in order and not mirrored, to validate.
+
+        Which images are held out depends on the seed alone. Raises ValueError unless both get one at least.
+        """
+        count = len(self.images)
+        held = round(share * count)
+        if not 0 < held < count:
+            raise ValueError(f"share: {share} of {count} images makes {held}; both parts need one at least.")
+        order = np.random.default_rng([self._seed, count, held]).permutation(count)
+        return self._part(np.sort(order[held:])), self._part(np.sort(order[:held]), shuffle=False, flip=False)
+
+    def _part(self, chosen, shuffle=None, flip=None):
+        part = copy.copy(self)
+        part.images, part.paths = self.images[chosen], [self.paths[i] for i in chosen]
+        part.labels = None if self.labels is None else self.labels[chosen]
+        part.captions = None if self.captions is None else [self.captions[i] for i in chosen]
+        if self.conditions is not None:
+            part.conditions = {name: values[chosen] for name, values in self.conditions.items()}
+        part._shuffle = self._shuffle if shuffle is None else shuffle
+        part._flip = self._flip if flip is None else flip
+        part._start(epoch=0)
+        return part
 
     def _start(self, epoch):
         """Draw all that is random in an epoch, so that the order in which batches are asked for cannot matter."""

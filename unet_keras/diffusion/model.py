@@ -218,9 +218,10 @@ class DiffusionModel(AttachedModel):
     def fit(self, x=None, y=None, batch_size=None, epochs=1, *, validation_data=None, sample_weight=None, **kwargs):
         """Train as ``keras.Model.fit`` does, on images and their conditions; returns the History.
 
-        ``x`` holds images (N, H, W, C), uint8 or floats in [-1, 1], and ``y`` their conditions: {name: array}, or the
-        array alone where the network has one condition. Or ``x`` is a tf.data.Dataset, PyDataset, torch DataLoader or
-        generator of such batches: images, (images, conditions) or (images, conditions, weights).
+        ``x`` holds images (N, H, W, C), uint8 or floats in [-1, 1], and ``y`` their conditions: {name: array}, the
+        array alone where the network has one, or captions for a model with an encoder. Or ``x`` is a tf.data.Dataset,
+        PyDataset, torch DataLoader or generator of such batches, their texts encoded: images, (images, conditions) or
+        (images, conditions, weights).
 
         Raises ValueError where they do not fit the network, before any training; for a dataset, before the batch at
         fault is trained on.
@@ -236,7 +237,11 @@ class DiffusionModel(AttachedModel):
         return self._guarded(super().fit, x, y, batch_size=batch_size, epochs=epochs, **options)
 
     def evaluate(self, x=None, y=None, *, sample_weight=None, **kwargs):
-        """Compute the loss on held-out images with the averaged weights, and with the same noise at every call."""
+        """Compute the loss on held-out images with the averaged weights, and with the same noise at every call.
+
+        With ``drop`` also ``guidance_gap``, the root mean square by which the output changes when all that can be
+        dropped is dropped, relative to the output's own: near zero where the conditions do nothing.
+        """
         if not kwargs.get("_use_cached_eval_dataset"):  # given by fit, whose data have been checked
             x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
         self.attach()  # in the middle of fit, or what is assigned now would be lost
