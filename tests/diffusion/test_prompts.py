@@ -102,6 +102,25 @@ def test_prompts_without_an_encoder_are_refused():
             attempt()
 
 
+class Vectors:
+    """An encoder of (3, width): the length of the prompt everywhere."""
+
+    def __init__(self, width):
+        self.width = width
+
+    def __call__(self, prompts):
+        return {"context": np.array([len(p) for p in prompts], "float32")[:, None, None] * np.ones((1, 3, self.width))}
+
+
+def test_a_context_of_another_width_than_the_networks_is_refused():
+    network = build_unet((4, 4, 3), (8,), context=(3, 6))
+    with pytest.raises(ValueError, match=r"'context' must have the shape \(1, 3, 6\), got \(1, 3, 5\)"):
+        DiffusionModel(network, encoder=Vectors(5))
+    assert DiffusionModel(network, encoder=Vectors(6)).generate(["a"], steps=1, progress=False).shape == (1, 4, 4, 3)
+    with pytest.raises(ValueError, match=r"'context' must have the shape \(2, 3, 6\), got \(2, 3, 5\)"):
+        DiffusionModel(network).generate(Vectors(5)(["a", "b"]), steps=1)
+
+
 @pytest.mark.parametrize(
     "drop, message",
     [
