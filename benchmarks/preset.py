@@ -51,7 +51,7 @@ def main():
 
 
 def drawn(model, asked, options, seed=0, **more):
-    more = {"guidance": options.guidance, "steps": options.steps, "progress": False, "batch_size": 32, **more}
+    more = {"guidance": options.guidance, "steps": options.steps, "progress": False, "batch_size": 50, **more}
     return model.generate(asked, seed=seed, **more)
 
 
@@ -142,14 +142,14 @@ def classes(model, table, options):
     """How often a classifier of real emoji agrees with the class asked for, over guidance scales."""
     names, labels = np.unique(table.groups, return_inverse=True)
     classifier, accuracy = trained_classifier(table, labels, len(names))
-    asked = np.repeat(np.arange(len(names)), 32)[: 32 * len(names)]
+    asked = np.repeat(np.arange(len(names)), 16)
     agreement = {}
     for scale in SCALES:
         images = drawn(model, {"label": asked}, options, guidance=scale)
         said = classifier.predict(images / 127.5 - 1, verbose=0).argmax(axis=1)
         agreement[scale] = round(float((said == asked).mean()), 3)
         if scale == 3.0:
-            shown = images.reshape(len(names), 32, 32, 32, 3)[:, :6].reshape(-1, 32, 32, 3)
+            shown = images.reshape(len(names), 16, 32, 32, 3)[:, :6].reshape(-1, 32, 32, 3)
             captions = [name if i == 0 else "" for name in names for i in range(6)]
             plots.grid(shown, captions=captions, columns=6, path=options.out / "classes.png")
     curve(agreement, accuracy, options.out / "guidance.png")
