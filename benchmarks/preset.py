@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from unet_keras import attention, emoji_table, from_preset, plots
+from unet_keras.text.tokens import split_words
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
 SHAPES = ("heart", "circle", "square")
@@ -129,8 +130,8 @@ def compose(model, table, options):
     plots.grid(images[:, 0], captions=asked, columns=5, path=options.out / "compose.png")
     right, chance = [], []
     for caption, samples in zip(asked, images, strict=True):
-        words = set(caption.split()) - {"with", "and", "of"}
-        rivals = train & np.array([bool(words & set(other.split())) for other in table.captions])
+        words = set(split_words(caption)) - {"with", "and", "of"}
+        rivals = train & np.array([bool(words & set(split_words(other))) for other in table.captions])
         true = held & (table.captions == caption)
         to_true, to_rivals = (distances(blurred(samples), blurred(table.images[which])) for which in (true, rivals))
         right += (to_true.min(axis=1) < to_rivals.min(axis=1)).tolist()

@@ -279,16 +279,22 @@ def test_weights_set_after_an_evaluation_that_failed_in_a_callback():
     assert all((a == b).all() for a, b in zip(weights(model), weights(expected), strict=True))
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only on JAX does Keras take the state away to train")
 def test_interrupt_at_any_moment_leaves_the_model():
     model = trainer(net=build_unet((16, 16, 3), (16, 32)))
     images = pixels(1600, shape=(16, 16, 3))
     losses(model, images[:16], 1)
-    for _ in range(3):  # it mostly comes while a compiled step runs
+    caught = 0
+    for _ in range(3):  # it mostly comes while a compiled step runs; now and then where Python cannot raise it
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
-        interrupted(model.fit, images, batch_size=16, epochs=10)
-        timer.join()
+        try:
+            model.fit(images, batch_size=16, epochs=4, verbose=0)
+            timer.join()
+        except KeyboardInterrupt:
+            caught += 1
         assert all(np.isfinite(w).all() for w in weights(model))
+    assert caught
     losses(model, images[:16], 1)
 
 
