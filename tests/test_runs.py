@@ -58,3 +58,12 @@ def test_a_folder_without_a_run_is_named(tmp_path):
         runs.read_settings(tmp_path)
     with pytest.raises(ValueError, match="no model"):
         runs.load_model(tmp_path)
+
+
+def test_the_settings_keep_losses_and_guidance_gap_of_every_epoch(tmp_path):
+    settings = {"losses": {}}
+    save = runs.SaveRun(tmp_path, settings, every=10)
+    for epoch, value in enumerate((0.5, 0.25)):
+        save.on_epoch_end(epoch, {"loss": value, "val_loss": 2 * value, "val_guidance_gap": 3 * value, "other": 1.0})
+    losses = {"loss": [0.5, 0.25], "val_loss": [1.0, 0.5]}
+    assert settings == {"epochs_done": 2, "losses": losses, "guidance_gap": [1.5, 0.75]}

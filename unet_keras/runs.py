@@ -62,6 +62,8 @@ class SaveRun(keras.callbacks.Callback):
         for name in ("loss", "val_loss"):
             if name in (logs or {}):
                 self.settings["losses"].setdefault(name, []).append(float(logs[name]))
+        if "val_guidance_gap" in (logs or {}):
+            self.settings.setdefault("guidance_gap", []).append(float(logs["val_guidance_gap"]))
         if (epoch + 1) % self.every == 0:
             self.save()
 
