@@ -28,7 +28,10 @@ def hurried(monkeypatch, tmp_path):
     fit, request = DiffusionModel.fit, DiffusionModel._request
 
     def fit_little(self, x, y=None, **options):
-        return fit(self, x[:4] if isinstance(x, np.ndarray) else x, y, **{**options, "epochs": 1, "verbose": 0})
+        if isinstance(x, np.ndarray):
+            y = {name: value[:4] for name, value in y.items()} if isinstance(y, dict) else y if y is None else y[:4]
+            x = x[:4]
+        return fit(self, x, y, **{**options, "epochs": 1, "verbose": 0})
 
     def request_little(self, conditions, **options):
         return request(self, conditions, **{**options, "steps": 2})

@@ -61,19 +61,27 @@ from unet_keras.nn.blocks import (
     spatial_transformer,
     strided_conv,
 )
+from unet_keras.nn.conditions import (
+    class_label,
+    masked_sequence,
+    mean_pool,
+    pooled_and_sizes,
+    position,
+    projected,
+    sequence,
+    side_by_side,
+    timestep,
+    vector,
+)
 from unet_keras.nn.unet import (
     Level,
     bridge,
     build_unet,
-    class_label,
     decoder_block,
     encoder_block,
-    masked_sequence,
     norm_head,
     pointwise_head,
     sandwich,
-    sequence,
-    timestep,
 )
 from unet_keras.pipeline import Attended, attention
 from unet_keras.text import BertEncoder, ClipEncoder, T5Encoder, TokenEncoder, cached
@@ -84,7 +92,8 @@ __version__ = "0.1.0"
 __all__ = [
     # the network
     "build_unet", "Level", "encoder_block", "decoder_block", "bridge", "sandwich", "pointwise_head", "norm_head",
-    "timestep", "class_label", "sequence", "masked_sequence",
+    "timestep", "class_label", "vector", "position", "pooled_and_sizes", "side_by_side",
+    "sequence", "masked_sequence", "projected", "mean_pool",
     "conv_block", "res_block", "norm_add", "norm_film",
     "self_attention", "cross_attention", "spatial_transformer",
     "max_pool", "strided_conv", "res_down", "conv_transpose", "nearest_conv", "res_up", "keep_filters",

@@ -19,7 +19,7 @@ from helpers import (
 )
 
 import unet_keras
-from unet_keras import Level, conv_transpose, res_down
+from unet_keras import Level, conv_transpose, nearest_conv, res_down
 
 OTHERS = sorted({"jax", "tensorflow", "torch"} - {keras.backend.backend()})
 
@@ -38,7 +38,7 @@ print(keras.backend.backend())
 def every_kind_of_layer():
     return tiny_text_unet(
         size=(None, None),
-        levels=[Level(4, 1, tiny_self_attention), Level(8, 1, tiny_cross_attention), Level(8)],
+        levels=[Level(4, 1, tiny_self_attention), Level(8, 1, tiny_cross_attention, up=nearest_conv), Level(8)],
         block=tiny_film_block,
         down=partial(res_down, groups=2),
         up=conv_transpose,

@@ -231,8 +231,8 @@ def test_strided_conv_can_pad_all_sides(sizes):
     np.testing.assert_allclose(output_of(model, x), expected, atol=1e-5)
 
 
-def test_strided_conv_knows_two_paddings():
-    with pytest.raises(ValueError, match='padding must be "same" or "symmetric", got \'valid\''):
+def test_strided_conv_knows_three_paddings():
+    with pytest.raises(ValueError, match="padding must be one of same, symmetric, end, got 'valid'"):
         strided_conv(keras.Input((4, 4, 8)), padding="valid")
 
 

@@ -13,7 +13,8 @@ from unet_keras.cli.asking import asked
 from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder
 from unet_keras.diffusion import predictions, schedules
 from unet_keras.diffusion.model import DiffusionModel
-from unet_keras.nn.unet import build_unet, class_label, timestep
+from unet_keras.nn.conditions import class_label, timestep
+from unet_keras.nn.unet import build_unet
 from unet_keras.text.tokens import TokenEncoder
 from unet_keras.zoo import ddpm_cifar10, patch_unet, small_unet, text_unet
 

@@ -19,6 +19,7 @@ from unet_keras.nn.layers import (
     CropLike,
     FiLM,
     GroupNorm,
+    NearestLike,
     PixelsToSequence,
     SequenceToPixels,
     channel_axis,
@@ -104,13 +105,14 @@ def res_block(x, filters, emb=None, *, modulate=norm_add, groups=32, eps=1e-5, d
 def self_attention(x, context=None, *, mask=None, head_dim=None, groups=32, eps=1e-5, name=None):
     """Let every pixel look at every other: x + Attention(GroupNorm(x)). One head, or C // head_dim of them.
 
-    ``context`` and its ``mask`` are not looked at; they are there so that all attends are called alike.
+    ``groups=None`` leaves the norm out, as diffusers does at the bridge of networks of ADM's kind. ``context`` and its
+    ``mask`` are not looked at; they are there so that all attends are called alike.
     """
     channels = x.shape[channel_axis()]
     width = head_dim or channels
     if channels < width:
         raise ValueError(f"head_dim={head_dim} is wider than the {channels} channels: use a divisor of {channels}.")
-    y = GroupNorm(groups, epsilon=eps, name=role(name, "norm"))(x)
+    y = x if groups is None else GroupNorm(groups, epsilon=eps, name=role(name, "norm"))(x)
     y = Attention(channels // width, width, name=role(name, "attention"))(
         PixelsToSequence(name=role(name, "sequence"))(y)
     )
@@ -147,7 +149,7 @@ def spatial_transformer(x, context, *, mask=None, depth=1, heads=None, head_dim=
     heads, head_dim = _split_heads(channels, heads, head_dim)
     y = GroupNorm(groups, epsilon=1e-6, name=role(name, "norm"))(x)
     # A 1x1 convolution is a dense layer over the channels.
-    y = layers.Dense(channels, name=role(name, "proj_in"))(PixelsToSequence(name=role(name, "sequence"))(y))
+    y = layers.Dense(heads * head_dim, name=role(name, "proj_in"))(PixelsToSequence(name=role(name, "sequence"))(y))
     for i in range(depth):
         y = _transformer_block(y, context, mask, heads, head_dim, name=role(name, f"layer{i}"))
     y = layers.Dense(channels, kernel_initializer=near_zero(), name=role(name, "proj_out"))(y)
@@ -200,19 +202,25 @@ def strided_conv(x, filters=None, emb=None, *, padding="same", name=None):
     """Convolve 3x3 with stride two, to ``filters`` channels or as many as x has.
 
     ``padding="same"`` pads even sizes at the bottom and the right, as DDPM does; ``"symmetric"`` by one pixel on all
-    sides, as Stable Diffusion does: the two sample half a pixel apart.
+    sides, as Stable Diffusion does: the two sample half a pixel apart. Both round odd sizes up; ``"end"`` pads them,
+    too, at the bottom and the right, which rounds them down.
     """
-    if padding not in ("same", "symmetric"):
-        raise ValueError(f'padding must be "same" or "symmetric", got {padding!r}.')
-    if padding == "symmetric":
-        x = layers.ZeroPadding2D(1, name=role(name, "pad"))(x)
+    pads = {"same": None, "symmetric": 1, "end": ((0, 1), (0, 1))}
+    if padding not in pads:
+        raise ValueError(f"padding must be one of {', '.join(pads)}, got {padding!r}.")
     filters = filters or x.shape[channel_axis()]
-    return layers.Conv2D(filters, 3, strides=2, padding="valid" if padding == "symmetric" else "same", name=name)(x)
+    if padding == "same":
+        return layers.Conv2D(filters, 3, strides=2, padding="same", name=name)(x)
+    x = layers.ZeroPadding2D(pads[padding], name=role(name, "pad"))(x)
+    return layers.Conv2D(filters, 3, strides=2, padding="valid", name=name)(x)
 
 
-def res_down(x, filters=None, emb=None, *, name=None, **options):
-    """Halve the size inside a residual block, by averaging (Song et al. 2021; ADM)."""
-    pool = layers.AveragePooling2D(2, padding="same", name=role(name, "pool"))
+def res_down(x, filters=None, emb=None, *, padding="same", name=None, **options):
+    """Halve the size inside a residual block, by averaging (Song et al. 2021; ADM).
+
+    ``padding="same"`` rounds odd sizes up, ``"valid"`` down.
+    """
+    pool = layers.AveragePooling2D(2, padding=padding, name=role(name, "pool"))
     return res_block(x, filters or x.shape[channel_axis()], emb, resample=pool, name=name, **options)
 
 
@@ -230,10 +238,12 @@ def conv_transpose(x, filters=None, emb=None, *, like=None, name=None):
 
 
 def nearest_conv(x, filters=None, emb=None, *, like=None, name=None):
-    """Repeat every pixel 2x2, cut to the size of ``like``, then convolve 3x3 to ``filters`` or x's own channels."""
+    """Repeat every pixel 2x2, or so that the size of ``like`` is met, then convolve 3x3 to ``filters`` or x's own."""
     filters = filters or x.shape[channel_axis()]
-    x = crop_like(layers.UpSampling2D(2, name=role(name, "repeat"))(x), like, name=role(name, "crop"))
-    return conv(x, filters, name=name)
+    doubled = layers.UpSampling2D(2, name=role(name, "repeat"))(x)
+    if like is not None and not same_size(doubled, like):
+        doubled = NearestLike(name=role(name, "nearest"))(x, like)
+    return conv(doubled, filters, name=name)
 
 
 def res_up(x, filters=None, emb=None, *, like=None, name=None, **options):

@@ -260,3 +260,20 @@ class CropLike(_Spatial):
         shape = list(like_shape)
         shape[self.axis] = x_shape[self.axis]
         return tuple(shape)
+
+
+@serializable
+class NearestLike(_Spatial):
+    """Resize a feature map to the height and width of ``like``: pixel i of m comes from pixel floor(i n / m) of n."""
+
+    def call(self, x, like):
+        first = 1 if self.axis == -1 else 2
+        for axis in (first, first + 1):
+            size, wanted = ops.shape(x)[axis], ops.shape(like)[axis]
+            x = ops.take(x, ops.arange(wanted) * size // wanted, axis=axis)
+        return x
+
+    def compute_output_shape(self, x_shape, like_shape):
+        shape = list(like_shape)
+        shape[self.axis] = x_shape[self.axis]
+        return tuple(shape)

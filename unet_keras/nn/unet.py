@@ -1,12 +1,8 @@
 """The U-Net: levels of blocks on the way down, a bridge, and levels of blocks that take the skips on the way up.
 
-``build_unet`` writes a plain functional Keras model out of parts (see blocks.py), conditions and a context:
-
-    condition(width) -> inputs, vector           a named input or more, and one vector (B, width) made from them
-    context() -> inputs, sequence, mask          named inputs, a sequence (B, L, D), its valid tokens (B, L) or None
-
-The vectors of all conditions are added up to ``emb``, which every block receives; every ``attend`` receives the
-context. It knows nothing of noise: give ``conditions=()`` and it is the U-Net of segmentation.
+``build_unet`` writes a plain functional Keras model out of parts (see blocks.py), conditions and a context
+(see conditions.py). The vectors of all conditions are added up to ``emb``, which every block receives; every
+``attend`` receives the context. It knows nothing of noise: give ``conditions=()`` and it is the U-Net of segmentation.
 """
 
 import inspect
@@ -27,73 +23,21 @@ from unet_keras.nn.blocks import (
     role,
     silu,
 )
-from unet_keras.nn.layers import GroupNorm, TimestepEmbedding, channel_axis, near_zero
+from unet_keras.nn.conditions import sequence, timestep
+from unet_keras.nn.layers import GroupNorm, channel_axis, near_zero
 
 
 class Level(NamedTuple):
-    """One resolution of a U-Net: ``depth`` blocks of ``filters`` channels, each followed by ``attend`` if given."""
+    """One resolution of a U-Net: ``depth`` blocks of ``filters`` channels, each followed by ``attend`` if given.
+
+    ``down``, which leaves the level, and ``up``, which comes back to it, where they differ from the other levels'.
+    """
 
     filters: int
     depth: int = 1
     attend: Callable | None = None
-
-
-# ---- conditions -----------------------------------------------------------------------------------------------------
-
-
-def timestep(dim=None, *, shift=0.0, cosine_first=True):
-    """Condition on the timestep: input ``timestep`` (B,), embedded in ``dim`` sines and cosines, then dense-silu-dense.
-
-    ``dim`` is a quarter of the embedding's width unless given. ``shift`` and ``cosine_first`` are the variants in
-    which public checkpoints differ: see ``TimestepEmbedding``.
-    """
-
-    def condition(width):
-        # float32, so that a sampler may ask between two training timesteps; see TimestepEmbedding for the rounding.
-        t = keras.Input((), dtype="float32", name="timestep")
-        embed = TimestepEmbedding(
-            dim or max(width // 4, 4), shift=shift, cosine_first=cosine_first, name="timestep_embedding"
-        )
-        y = silu(layers.Dense(width, name="timestep_dense1")(embed(t)), "timestep_act")
-        return {"timestep": t}, layers.Dense(width, name="timestep_dense2")(y)
-
-    return condition
-
-
-def class_label(classes):
-    """Condition on a class: input ``label`` (B,), an integer in [0, classes), with one learned vector a class.
-
-    For classifier-free guidance ask for one class more than the data has, and give its index as the null label.
-    """
-    if classes < 1:
-        raise ValueError(f"classes must be 1 or more, got {classes}.")
-
-    def condition(width):
-        label = keras.Input((), dtype="int32", name="label")
-        return {"label": label}, layers.Embedding(classes, width, name="label_embedding")(label)
-
-    return condition
-
-
-def sequence(tokens, width):
-    """Context given from outside: input ``context`` (B, tokens, width), every token counting."""
-
-    def context():
-        given = keras.Input((tokens, width), name="context")
-        return {"context": given}, given, None
-
-    return context
-
-
-def masked_sequence(tokens, width):
-    """Context with padding: inputs ``context`` (B, tokens, width), ``context_mask`` (B, tokens): true where real."""
-
-    def context():
-        given = keras.Input((tokens, width), name="context")
-        mask = keras.Input((tokens,), dtype="bool", name="context_mask")
-        return {"context": given, "context_mask": mask}, given, mask
-
-    return context
+    down: Callable | None = None
+    up: Callable | None = None
 
 
 # ---- the U ----------------------------------------------------------------------------------------------------------
@@ -185,16 +129,18 @@ def pointwise_head(x, out_channels, *, name="head"):
     return conv(x, out_channels, 1, dtype="float32", name=name)
 
 
-def norm_head(x, out_channels, *, groups=32, eps=1e-5, name="head"):
-    """End with group norm, silu and a 3x3 convolution in float32: the head that goes with ``res_block``."""
+def norm_head(x, out_channels, *, groups=32, eps=1e-5, size=3, name="head"):
+    """End with group norm, silu and a convolution in float32: the head that goes with ``res_block``."""
     x = silu(GroupNorm(groups, epsilon=eps, name=role(name, "norm"))(x), role(name, "act"))
-    return conv(x, out_channels, dtype="float32", kernel_initializer=near_zero(), name=name)
+    return conv(x, out_channels, size, dtype="float32", kernel_initializer=near_zero(), name=name)
 
 
 def build_unet(
     input_shape,
     levels=(64, 128, 256, 512),
     *,
+    up_levels=None,
+    maps=None,
     bridge=None,
     block=conv_block,
     down=max_pool,
@@ -202,6 +148,7 @@ def build_unet(
     skips="last",
     conditions=(timestep(),),
     context=None,
+    pool=None,
     emb_width=None,
     stem=None,
     head=pointwise_head,
@@ -218,6 +165,9 @@ def build_unet(
     input_shape   (height, width, channels), or (channels, height, width) where Keras's image data format says so;
                   height and width may be None, and need not divide by anything: downsampling rounds up
     levels        filters of each level from fine to coarse, or ``Level`` for more than one block, or with attention
+    up_levels     the levels of the way up, fine to coarse as well, where they differ from those of the way down
+    maps          {name: channels}: more feature maps (B, H, W, channels) that are put beside the image, e.g. a mask and
+                  the masked image to fill in, or an image to start from: named inputs in this order
     bridge        called (x, emb, context, mask=, name=); default: one block with twice the last level's filters, and
                   cross-attention where there is a context
     block, down, up   the parts of every level, see blocks.py; own ones need not take ``name`` or ``like``
@@ -225,6 +175,8 @@ def build_unet(
                   levels' inputs, and the bridge at the last level's resolution
     conditions    functions width -> (inputs, vector)
     context       (tokens, width) for a sequence given from outside, or a function () -> (inputs, sequence, mask)
+    pool          called (context, width, mask=, name=): a vector of the whole context that joins those of the
+                  conditions, e.g. ``mean_pool``; none unless given
     emb_width     width of the vector that carries the conditions; four times the first level's filters unless given
     stem, head    called (x) before and (x, out_channels) after the U; the stem may be a Keras layer
     activation    applied to the output, for other uses than diffusion (e.g. "sigmoid" for masks)
@@ -233,26 +185,33 @@ def build_unet(
     one name.
     """
     _check_input_shape(input_shape)
-    levels = [_as_level(level) for level in levels]
-    if not levels:
-        raise ValueError("levels is empty: give the filters of at least one level, e.g. (64, 128).")
+    levels, up_levels = _as_levels(levels, up_levels)
     image = keras.Input(input_shape, name="image")
     inputs = {"image": image}
-    emb = _add_conditions(inputs, conditions, emb_width or 4 * levels[0].filters)
+    emb_width = emb_width or 4 * levels[0].filters
+    vectors = _add_conditions(inputs, conditions, emb_width)
     text, mask = _add_context(inputs, context)
+    if pool is not None:
+        if text is None:
+            raise ValueError("pool sums up a context, and there is none: give context as well.")
+        vectors.append(_with_mask(pool, text, emb_width, mask=mask, name="pool"))
+    emb = _added_up(vectors)
 
-    x = call_part(stem, image, name="stem") if stem else image
+    x = _beside(image, inputs, maps or {})
+    x = call_part(stem, x, name="stem") if stem else x
     stages = len(levels) - (skips == "all")  # with all skips the last level neither pools nor is upsampled to
     saved = []
-    for i, (filters, depth, attend) in enumerate(levels):
-        options = {"mask": mask, "depth": depth, "block": block, "attend": attend, "skips": skips, "name": f"down{i}"}
-        skip, x = encoder_block(x, filters, emb, text, down=down if i < stages else None, **options)
+    for i, level in enumerate(levels):
+        options = {"mask": mask, "depth": level.depth, "block": block, "attend": level.attend, "skips": skips}
+        options["down"] = (level.down or down) if i < stages else None
+        skip, x = encoder_block(x, level.filters, emb, text, **options, name=f"down{i}")
         saved.append(skip)
     bridge = bridge or partial(_default_bridge, block=block, attend=cross_attention if context else None)
     x = _with_mask(bridge, x, emb, text, mask=mask, name="bridge")
-    for i, (filters, depth, attend) in reversed(list(enumerate(levels))):
-        options = {"mask": mask, "block": block, "attend": attend, "up": up if i < stages else None, "name": f"up{i}"}
-        x = decoder_block(x, saved.pop(), filters, emb, text, depth=depth + (skips == "all"), **options)
+    for i, level in reversed(list(enumerate(up_levels))):
+        options = {"mask": mask, "depth": level.depth + (skips == "all"), "block": block, "attend": level.attend}
+        options["up"] = (level.up or up) if i < stages else None
+        x = decoder_block(x, saved.pop(), level.filters, emb, text, **options, name=f"up{i}")
     x = call_part(head, x, out_channels or image.shape[channel_axis()], name="head")
     x = crop_like(x, image, name="head_crop")
     if activation is not None:
@@ -297,6 +256,16 @@ def _check_input_shape(input_shape):
         raise ValueError(f"input_shape must be {order}, sizes None or positive, got {input_shape!r}.")
 
 
+def _as_levels(levels, up_levels):
+    levels = [_as_level(level) for level in levels]
+    if not levels:
+        raise ValueError("levels is empty: give the filters of at least one level, e.g. (64, 128).")
+    up_levels = levels if up_levels is None else [_as_level(level) for level in up_levels]
+    if len(up_levels) != len(levels):
+        raise ValueError(f"up_levels must be as many as levels, {len(levels)}, got {len(up_levels)}.")
+    return levels, up_levels
+
+
 def _as_level(level):
     level = level if isinstance(level, Level) else Level(level)
     if not isinstance(level.filters, int) or level.filters < 1 or level.depth < 1:
@@ -304,11 +273,30 @@ def _as_level(level):
     return level
 
 
+def _beside(image, inputs, maps):
+    """Put further feature maps beside the image."""
+    if not maps:
+        return image
+    shape = list(image.shape[1:])
+    for name, channels in maps.items():
+        shape[channel_axis()] = channels
+        _add_inputs(inputs, {name: keras.Input(shape, name=name)})
+    together = [image, *(inputs[name] for name in maps)]
+    return layers.Concatenate(axis=channel_axis(), name="maps")(together)
+
+
 def _add_conditions(inputs, conditions, width):
-    emb = None
-    for i, condition in enumerate(conditions):
+    vectors = []
+    for condition in conditions:
         more, vector = condition(width)
         _add_inputs(inputs, more)
+        vectors.append(vector)
+    return vectors
+
+
+def _added_up(vectors):
+    emb = None
+    for i, vector in enumerate(vectors):
         emb = vector if emb is None else layers.Add(name=f"emb_add{i}")([emb, vector])
     return emb
 

@@ -7,6 +7,7 @@ Reimers and Gurevych 2019, "Sentence-BERT", for the mean over tokens as a vector
 import keras
 import numpy as np
 
+from unet_keras.files import Tensors, read_json
 from unet_keras.text import frozen, hub
 from unet_keras.text.hub import Linear
 from unet_keras.text.vocabulary import Frame, check_fits, of_keras_hub, read_vocabulary
@@ -93,10 +94,10 @@ def _read_preset(handle, dtype):
 
 def _read(folder, tokenizer, dtype):
     path = folder / "config.json"
-    config = hub.read_json(path)
+    config = read_json(path)
     hub.check_config(config, path, types={"bert"}, only=ONLY)
     vocabulary = read_vocabulary(tokenizer, FRAME, _tokenizer)
-    backbone, tensors = _backbone(DEFAULTS | config, dtype), hub.Tensors(folder)
+    backbone, tensors = _backbone(DEFAULTS | config, dtype), Tensors(folder)
     variables = [v for layer in backbone.layers if layer.name != "pooled_dense" for v in layer.weights]
     hub.assign(tensors, _table(backbone, tensors), variables, elsewhere=ELSEWHERE)
     return frozen.Parts(backbone, vocabulary)
@@ -169,7 +170,7 @@ def _tokenizer(folder):
     if not (folder / "vocab.txt").is_file():
         raise ValueError(f"{folder} must hold tokenizer.json or vocab.txt; or give tokenizer=.")
     path = folder / "tokenizer_config.json"
-    config = hub.read_json(path) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     lower, accents = config.get("do_lower_case", True), config.get("strip_accents")
     return hub.keras_hub().models.BertTokenizer(
         (folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n"),

@@ -6,6 +6,7 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 import keras
 from keras import ops
 
+from unet_keras.files import Tensors, read_json
 from unet_keras.text import frozen, hub
 from unet_keras.text.hub import Linear
 from unet_keras.text.vocabulary import Frame, check_fits, of_keras_hub, pad_token, read_vocabulary
@@ -90,7 +91,7 @@ def _read_preset(handle, dtype):
 def _read(folder, tokenizer, dtype):
     config = _config(folder / "config.json")
     vocabulary = read_vocabulary(tokenizer, Frame(START, END, pad_token(tokenizer, END)), _tokenizer)
-    backbone, tensors = _backbone(config, dtype), hub.Tensors(folder)
+    backbone, tensors = _backbone(config, dtype), Tensors(folder)
     projection, table = None, _table(backbone, "text_model." if "text_model.final_layer_norm.bias" in tensors else "")
     if "text_projection.weight" in tensors:
         projection = keras.layers.Dense(config["projection_dim"], use_bias=False, dtype=dtype, name="text_projection")
@@ -102,7 +103,7 @@ def _read(folder, tokenizer, dtype):
 
 
 def _config(path):
-    given = hub.read_json(path)
+    given = read_json(path)
     hub.check_config(given, path, types={"clip", "clip_text_model"}, only={})
     text = given
     if given["model_type"] == "clip":  # the older key wins, as in transformers; the width of the projection is shared
@@ -172,4 +173,4 @@ def _tokenizer(folder):
         raise ValueError(f"{folder} must hold tokenizer.json, or {' and '.join(names)}; or give tokenizer=.")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [line for line in lines if line and not line.startswith("#version")]
-    return hub.keras_hub().models.CLIPTokenizer(hub.read_json(folder / "vocab.json"), merges)
+    return hub.keras_hub().models.CLIPTokenizer(read_json(folder / "vocab.json"), merges)

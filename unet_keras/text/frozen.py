@@ -51,7 +51,7 @@ class Frozen:
 
         ``dtype``: the weights' and the arithmetic's, whatever the global policy says.
         """
-        folder = hub.download(handle)
+        folder = hub.fetched(handle)
         parts = cls.read_preset(handle, dtype) if folder is None else cls.read(folder, folder, dtype)
         return cls(parts, {"handle": handle, "dtype": dtype}, **options)
 

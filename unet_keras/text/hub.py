@@ -4,15 +4,12 @@ Weights are taken whole or not at all: every tensor of a file is read once, or k
 variable is set once; shapes agree. Nothing here unpickles.
 """
 
-import json
 import math
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+from unet_keras.files import Tensors, download, read_json
 
 
 def keras_hub():
@@ -27,27 +24,12 @@ def keras_hub():
 # ---- folders ----------------------------------------------------------------------------------------------------
 
 
-def download(handle: str) -> Path | None:
+def fetched(handle: str) -> Path | None:
     """Fetch the files of "hf://owner/name" and give their folder; None where KerasHub is to read the handle itself."""
     if not handle.startswith("hf://"):
         return None
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ImportError(f"{handle} needs huggingface-hub: pip install unet-keras[hub].") from error
-    wanted = ["*.json", "*.txt", "*.model", WEIGHTS, "model-*.safetensors"]
-    folder = Path(snapshot_download(handle.removeprefix("hf://"), allow_patterns=wanted))
+    folder = download(handle, ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"])
     return folder if "model_type" in read_json(folder / "config.json") else None  # else in KerasHub's own format
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON file. Raises ValueError where it is missing or no JSON."""
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; a folder as transformers' save_pretrained writes it is needed.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
 
 
 def check_config(config: dict, path, *, types, only):
@@ -63,49 +45,6 @@ def check_config(config: dict, path, *, types, only):
 
 
 # ---- weights ----------------------------------------------------------------------------------------------------
-
-
-class Tensors:
-    """The tensors of a folder's safetensors files, one or several, each read when it is asked for.
-
-    Raises ValueError where the files are missing, truncated, pickled, or not those that the index names.
-    """
-
-    def __init__(self, folder):
-        try:
-            from safetensors import SafetensorError, safe_open
-        except ImportError as error:
-            raise ImportError("Reading weights needs safetensors: pip install unet-keras[text].") from error
-        self.folder, self._files = Path(folder), {}
-        for path in _weight_files(self.folder):
-            try:
-                file = safe_open(path, framework="np")
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path} cannot be read, truncated or no safetensors file: {error}.") from error
-            self._files |= dict.fromkeys(file.keys(), file)
-
-    def __iter__(self):
-        return iter(self._files)
-
-    def shape(self, name) -> tuple:
-        return tuple(self._files[name].get_slice(name).get_shape())
-
-    def __getitem__(self, name) -> np.ndarray:
-        return self._files[name].get_tensor(name)
-
-
-def _weight_files(folder):
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        pickled = sorted(p.name for p in folder.glob("*.bin"))
-        found = f"{pickled}, which are pickles and are not read; save them as safetensors" if pickled else "neither"
-        raise ValueError(f"{folder} must hold {WEIGHTS} or {INDEX}, found {found}.")
-    files = [folder / name for name in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
-    missing = [path.name for path in files if path.parent != folder or not path.is_file()]
-    if missing:
-        raise ValueError(f"{folder / INDEX} names files that are not there: {missing}.")
-    return files
 
 
 class Linear(NamedTuple):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import keras
 
+from unet_keras.files import Tensors, read_json
 from unet_keras.text import frozen, hub
 from unet_keras.text.hub import Linear
 from unet_keras.text.vocabulary import Frame, check_fits, of_keras_hub, read_vocabulary
@@ -104,7 +105,7 @@ def _read(folder, tokenizer, dtype):
     _check_dtype(dtype)
     config = _config(folder / "config.json")
     vocabulary = read_vocabulary(tokenizer, FRAME, _tokenizer)
-    half, tensors = _half(config, dtype), hub.Tensors(folder)
+    half, tensors = _half(config, dtype), Tensors(folder)
     hub.assign(tensors, _table(half, tensors), half.weights, elsewhere=_elsewhere(tensors))
     return frozen.Parts(half, vocabulary)
 
@@ -116,7 +117,7 @@ def _check_dtype(dtype):
 
 def _config(path):
     only = {"feed_forward_proj": FORWARDS, "relative_attention_num_buckets": (BUCKETS,)}
-    config = hub.read_json(path)
+    config = read_json(path)
     hub.check_config(config, path, types={"t5"}, only=only)
     return DEFAULTS | config
 

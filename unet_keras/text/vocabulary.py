@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unet_keras.files import read_json
 from unet_keras.text.encoder import warn_if_cut
-from unet_keras.text.hub import keras_hub, read_json
+from unet_keras.text.hub import keras_hub
 
 
 class Vocabulary(NamedTuple):

@@ -5,8 +5,9 @@ from functools import partial
 from keras import layers
 
 from unet_keras.nn.blocks import conv, keep_filters, nearest_conv, res_block, role, self_attention, silu, strided_conv
+from unet_keras.nn.conditions import timestep
 from unet_keras.nn.layers import GroupNorm, near_zero
-from unet_keras.nn.unet import Level, build_unet, norm_head, sandwich, timestep
+from unet_keras.nn.unet import Level, build_unet, norm_head, sandwich
 
 
 def residual_unet(input_shape, levels, *, block, attend, **options):

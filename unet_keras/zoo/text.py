@@ -3,7 +3,8 @@
 from functools import partial
 
 from unet_keras.nn.blocks import cross_attention, res_block, spatial_transformer
-from unet_keras.nn.unet import Level, sandwich, timestep
+from unet_keras.nn.conditions import timestep
+from unet_keras.nn.unet import Level, sandwich
 from unet_keras.zoo.ddpm import patch_head, patch_stem, residual_unet
 
 

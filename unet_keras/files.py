@@ -1,0 +1,105 @@
+"""Files of pretrained models, on a disk or on the Hugging Face hub: JSON and safetensors, never pickles."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+
+def download(handle: str, wanted: list[str]) -> Path:
+    """Fetch those files of "hf://owner/name" that match the patterns ``wanted``; give the folder they lie in."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError(f"{handle} needs huggingface-hub: pip install unet-keras[hub].") from error
+    return Path(snapshot_download(handle.removeprefix("hf://"), allow_patterns=wanted))
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file that holds an object. Raises ValueError where it is missing or is none."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object, {{...}}, got a {type(content).__name__}.")
+    return content
+
+
+class Tensors:
+    """The tensors of a folder's safetensors files, ``stem.safetensors`` or its shards, each read when it is asked for.
+
+    ``variant``, e.g. "fp16", picks ``stem.fp16.safetensors``; unless given, the plain file, or the one variant that is
+    there. Raises ValueError where the files are missing, cut off, pickled, or not those that the index names.
+    """
+
+    def __init__(self, folder, stem: str = "model", variant: str | None = None):
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError as error:
+            raise ImportError("Reading weights needs safetensors: pip install unet-keras[hub].") from error
+        self.folder, self._files, self._shapes, self._open = Path(folder), {}, {}, safe_open
+        files, listed = _weight_files(self.folder, stem, variant)
+        for path in files:
+            try:
+                with safe_open(path, framework="np") as file:
+                    for name in file.keys():
+                        self._files[name], self._shapes[name] = path, tuple(file.get_slice(name).get_shape())
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path} cannot be read, truncated or no safetensors file: {error}.") from error
+        odd = sorted(set(self._files) ^ listed) if listed else []
+        if odd:
+            raise ValueError(
+                f"{folder}: the index and its shards disagree on {len(odd)} tensors: {', '.join(odd[:5])}."
+            )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return self._shapes[name]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        # Opened each time: the pages of an open file count as the program's memory once they were read.
+        with self._open(self._files[name], framework="np") as file:
+            return file.get_tensor(name)
+
+
+def _weight_files(folder, stem, variant):
+    """Give the files to read, and the names that an index lists, if there is one."""
+    tags = [f".{variant}" if variant else ""]
+    if not variant:
+        found = (path.name.removeprefix(f"{stem}.") for path in folder.glob(f"{stem}.*.safetensors"))
+        tags += sorted({"." + name.split(".")[0] for name in found if name.count(".") == 1 and "-of-" not in name})
+    if len(tags) > 2 and not (folder / f"{stem}.safetensors").is_file():
+        raise ValueError(
+            f"{folder} holds several variants of {stem}: give one of {', '.join(t[1:] for t in tags[1:])}."
+        )
+    for tag in tags:
+        if (folder / f"{stem}{tag}.safetensors").is_file():
+            return [folder / f"{stem}{tag}.safetensors"], set()
+        index = folder / f"{stem}.safetensors.index{tag}.json"
+        if index.is_file():
+            return _shards(folder, index)
+    pickled = sorted(p.name for p in folder.glob("*.bin"))
+    found = f"{pickled}, which are pickles and are not read; save them as safetensors" if pickled else "neither"
+    raise ValueError(
+        f"{folder} must hold {stem}{tags[0]}.safetensors or {stem}.safetensors.index{tags[0]}.json, found {found}."
+    )
+
+
+def _shards(folder, index):
+    listed = read_json(index).get("weight_map", {})
+    names = sorted(set(listed.values()))
+    missing = [name for name in names if os.path.basename(name) != name or not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{index} names files that are not there: {missing}.")
+    return [folder / name for name in names], set(listed)
