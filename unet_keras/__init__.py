@@ -45,6 +45,7 @@ from unet_keras.diffusion.schedules import (
     trailing,
     zero_terminal_snr,
 )
+from unet_keras.diffusion.values import Values, latents, pixels
 from unet_keras.nn.blocks import (
     conv_block,
     conv_transpose,
@@ -85,7 +86,27 @@ from unet_keras.nn.unet import (
 )
 from unet_keras.pipeline import Attended, attention
 from unet_keras.text import BertEncoder, ClipEncoder, T5Encoder, TokenEncoder, cached
-from unet_keras.zoo import ddpm_cifar10, from_preset, patch_unet, preset_names, save_preset, small_unet, text_unet
+from unet_keras.zoo import (
+    adm,
+    adm_imagenet64,
+    adm_imagenet128,
+    adm_imagenet256,
+    adm_imagenet512,
+    ddpm_256,
+    ddpm_cifar10,
+    from_preset,
+    instruct_pix2pix,
+    patch_unet,
+    preset_names,
+    save_preset,
+    small_unet,
+    stable_diffusion_1,
+    stable_diffusion_2,
+    stable_diffusion_inpainting,
+    stable_diffusion_xl,
+    text_unet,
+    to_diffusers,
+)
 
 __version__ = "0.1.0"
 
@@ -101,6 +122,7 @@ __all__ = [
     "DiffusionModel",
     "Schedule", "Point", "Points", "CLEAN", "linear", "scaled_linear", "cosine", "sigmoid", "flow", "zero_terminal_snr",
     "trailing", "leading", "linspace", "karras", "exponential", "beta",
+    "Values", "pixels", "latents",
     "Prediction", "noise", "velocity", "clean", "flow_velocity", "min_snr",
     "Row", "ddpm", "ddim", "ddim_inversion", "euler", "euler_ancestral", "lcm", "flow_euler", "flow_heun",
     "heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
@@ -109,7 +131,11 @@ __all__ = [
     # text
     "TokenEncoder", "ClipEncoder", "T5Encoder", "BertEncoder", "cached", "attention", "Attended",
     # ready networks, data, pictures
-    "patch_unet", "small_unet", "text_unet", "ddpm_cifar10", "from_preset", "preset_names", "save_preset",
+    "patch_unet", "small_unet", "text_unet", "ddpm_cifar10", "ddpm_256",
+    "adm", "adm_imagenet64", "adm_imagenet128", "adm_imagenet256", "adm_imagenet512",
+    "stable_diffusion_1", "stable_diffusion_2", "stable_diffusion_xl",
+    "stable_diffusion_inpainting", "instruct_pix2pix",
+    "from_preset", "preset_names", "save_preset", "to_diffusers",
     "load_emoji", "emoji_table", "emoji_captions", "Redrawn", "image_folder", "by_label",
     "plots", "SampleGrid",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def _weight_files(folder, stem, variant):
     tags = [f".{variant}" if variant else ""]
     if not variant:
         found = (path.name.removeprefix(f"{stem}.") for path in folder.glob(f"{stem}.*.safetensors"))
-        tags += sorted({"." + name.split(".")[0] for name in found if name.count(".") == 1 and "-of-" not in name})
+        tags += sorted({"." + re.split(r"\.|-\d", name)[0] for name in found})
     if len(tags) > 2 and not (folder / f"{stem}.safetensors").is_file():
         raise ValueError(
             f"{folder} holds several variants of {stem}: give one of {', '.join(t[1:] for t in tags[1:])}."

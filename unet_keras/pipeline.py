@@ -6,7 +6,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from keras import ops
 
-from unet_keras.diffusion.inputs import to_uint8
 from unet_keras.nn.taps import attention_taps
 
 
@@ -41,7 +40,7 @@ def attention(model, prompts, **options) -> Attended:
         total = total + np.mean([_upsampled(weights, height, width) for weights in frame.extras], axis=0)
         calls += 1
     words = model.encoder.words(prompts["prompt"] if isinstance(prompts, dict) else prompts)
-    return Attended(to_uint8(ops.convert_to_numpy(frame.x)), words, (total / calls).astype("float32"))
+    return Attended(model.values.sampled(ops.convert_to_numpy(frame.x)), words, (total / calls).astype("float32"))
 
 
 def _upsampled(weights, height, width):

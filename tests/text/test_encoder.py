@@ -115,7 +115,7 @@ BOTH = r"nothing takes .1.: embeddings.colour.weight. Tensors that are missing .
         (lambda f: (f / "model.safetensors").unlink(), "must hold model.safetensors or .*index.json, found neither"),
         (pickled, r"found \['pytorch_model.bin'\], which are pickles and are not read"),
         (truncate, "model.safetensors cannot be read, truncated"),
-        (shard_outside, r"names files that are not there: \['other.safetensors'\]"),
+        (shard_outside, r"names files that are not there: \['\.\./other.safetensors'\]"),
         (extra_tensor, BOTH),
         (lambda f: (f / "tokenizer.json").unlink(), "must hold tokenizer.json or vocab.txt"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read as a tokenizer"),

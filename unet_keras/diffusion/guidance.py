@@ -8,9 +8,12 @@ number, or a function Point -> number, asked once for each row ahead of sampling
 from collections.abc import Callable
 from functools import cache
 
+import keras
 from keras import ops
 
 from unet_keras.diffusion.schedules import Point
+
+serializable = keras.saving.register_keras_serializable("unet_keras")
 
 Combine = Callable[..., object]
 
@@ -55,6 +58,7 @@ def interval(scale: float, low: float, high: float) -> Callable[[Point], float]:
     return lambda point: scale if low * point.alpha < point.sigma <= high * point.alpha else 1.0
 
 
+@serializable
 def clipped(estimate):
     """Clip the clean estimate to [-1, 1], where images live (static thresholding)."""
     return ops.clip(estimate, -1.0, 1.0)
@@ -80,6 +84,7 @@ def dynamic(quantile: float = 0.995) -> Callable:
     return threshold
 
 
+@serializable
 def unclipped(estimate):
     """Leave the clean estimate as it is: for latents, and for data that know no bounds."""
     return estimate

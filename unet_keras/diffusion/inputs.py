@@ -1,6 +1,6 @@
 """What a network takes, and whether data fit: every check that happens at the door.
 
-Images are uint8 in 0 ... 255 or floats in [-1, 1]; the conditions are a dictionary of named arrays. Arrays are checked
+What an image's numbers may be is said in values.py; the conditions are a dictionary of named arrays. Arrays are checked
 as a whole before training; the batches of datasets, loaders and generators one by one on their way in, so that a NaN
 pixel never reaches the weights.
 """
@@ -11,10 +11,8 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
 
-SLACK = 1e-3
-"""How far outside [-1, 1] a float image may lie: rounding of a resize, not another scale."""
+from unet_keras.diffusion.values import Values, pixels
 
 
 class Entry(NamedTuple):
@@ -41,9 +39,9 @@ def entries(network) -> dict[str, Entry]:
 class Inputs:
     """The named inputs of one network, and the checks on what is given for them; ``encoder`` reads prompts."""
 
-    def __init__(self, network, encoder=None):
+    def __init__(self, network, encoder=None, values: Values = pixels):
         self.entries = entries(network)
-        self.encoder = encoder
+        self.encoder, self.values = encoder, values
         self.image = self.entries["image"]
         self.conditions = {k: v for k, v in self.entries.items() if k not in ("image", "timestep")}
         self.failure = None  # the last error raised inside a data pipeline, which wraps it beyond recognition
@@ -110,7 +108,8 @@ class Inputs:
     def check(self, images, conditions):
         """Raise ValueError unless the arrays fit the network: shapes, dtypes, ranges, no NaN."""
         images = np.asarray(images)
-        check_images(images, self.image.shape)
+        check_shape(images.shape, self.image.shape)
+        self.values.check(images)
         for name, value in conditions.items():
             check_condition(name, np.asarray(value), self.conditions[name], len(images))
 
@@ -138,7 +137,8 @@ class Inputs:
         # Keras would take a list for several inputs.
         images, conditions = _array(images), {name: _array(value) for name, value in conditions.items()}
         self.check(images, conditions)
-        warn_if_zero_to_one(images)
+        if self.values.bounded:
+            warn_if_zero_to_one(images)
         if sample_weight is not None:
             check_sample_weight(sample_weight, len(images))
             # Keras drops the weights where y is None: give it conditions of width zero instead.
@@ -159,23 +159,6 @@ def check_shape(given, shape):
     fits = len(given) == 4 and all(w in (None, g) or g is None for w, g in zip(shape[1:], given[1:], strict=True))
     if not fits or 0 in given:
         raise ValueError(f"images must have the shape {('N', *shape[1:])} with N > 0, got {tuple(given)}.")
-
-
-def check_images(images, shape):
-    """Raise ValueError unless ``images`` are uint8, or floats in [-1, 1], of the network's ``shape`` (B, H, W, C)."""
-    check_shape(images.shape, shape)
-    if np.issubdtype(images.dtype, np.integer):
-        low, high, want = 0, 255, "0 to 255"
-    elif np.issubdtype(images.dtype, np.floating):
-        low, high, want = -1 - SLACK, 1 + SLACK, "[-1, 1]; scale 0 to 255 with images / 127.5 - 1, or give uint8"
-    else:
-        raise ValueError(f"images must be uint8 or floats, got {images.dtype}.")
-    least, most = images.min(), images.max()  # NaN wherever there is a NaN
-    if np.isnan(least) or np.isnan(most):
-        bad = np.unique(np.argwhere(np.isnan(images))[:, 0])
-        raise ValueError(f"images hold NaN, in {len(bad)} of {len(images)}, e.g. number {bad[0]}: leave those out.")
-    if least < low or most > high:
-        raise ValueError(f"{images.dtype} images must lie in {want}; got values from {least:.4g} to {most:.4g}.")
 
 
 def warn_if_zero_to_one(images):
@@ -309,15 +292,3 @@ WRAPPERS = (
     (_of("grain", "MapDataset"), lambda inputs, data: data.map(inputs.check_element)),
     (lambda x: isinstance(x, types.GeneratorType), lambda inputs, data: (inputs.check_element(e) for e in data)),
 )
-
-
-def to_float(images):
-    """Bring images being traced to float32 in [-1, 1]: whole numbers are 0 ... 255."""
-    if "int" in keras.backend.standardize_dtype(images.dtype):
-        return ops.cast(images, "float32") / 127.5 - 1.0
-    return ops.cast(images, "float32")
-
-
-def to_uint8(images) -> np.ndarray:
-    """Bring sampled images, about [-1, 1], to uint8 in 0 ... 255."""
-    return np.clip(np.round((np.asarray(images, "float32") + 1.0) * 127.5), 0, 255).astype("uint8")

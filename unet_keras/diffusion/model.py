@@ -14,15 +14,17 @@ from keras import ops
 from unet_keras.diffusion import loop, sampling
 from unet_keras.diffusion.attached import AttachedModel
 from unet_keras.diffusion.dropping import Dropping
-from unet_keras.diffusion.guidance import classifier_free, clipped
-from unet_keras.diffusion.inputs import Inputs, to_float, to_uint8
+from unet_keras.diffusion.guidance import classifier_free
+from unet_keras.diffusion.inputs import Inputs
 from unet_keras.diffusion.losses import as_loss, portable
+from unet_keras.diffusion.options import check_options
 from unet_keras.diffusion.predictions import Prediction, noise
 from unet_keras.diffusion.samplers import ddim
 from unet_keras.diffusion.schedules import Schedule, linear, trailing
 from unet_keras.diffusion.seeds import derived, next_seed
+from unet_keras.diffusion.values import Values, pixels
 
-TABLES = ("schedule", "prediction", "encoder")
+TABLES = ("schedule", "prediction", "values", "encoder")
 """The parts that are written into a model's configuration whole."""
 
 
@@ -38,6 +40,7 @@ class DiffusionModel(AttachedModel):
     network       a functional keras.Model with inputs ``image`` and ``timestep``, and one for each condition
     schedule      the noise of each timestep, saved with the weights
     prediction    what the network predicts: noise, velocity, clean or flow_velocity
+    values        what an image's numbers are: pixels, or latents, which know no bounds
     weight        a table (T,) of loss weights, e.g. ``min_snr(schedule, prediction)``; None weighs all alike
     encoder       prompts -> conditions, see text/: ``fit`` and ``generate`` then take lists of texts, or {"prompt":
                   texts} beside other conditions
@@ -58,6 +61,7 @@ class DiffusionModel(AttachedModel):
         schedule: Schedule = linear(),
         prediction: Prediction = noise,
         *,
+        values: Values = pixels,
         weight=None,
         encoder=None,
         null=None,
@@ -70,13 +74,13 @@ class DiffusionModel(AttachedModel):
         # it would round the timesteps and the images before the network sees them.
         kwargs.setdefault("dtype", network.dtype_policy)
         super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
-        self.network, self.schedule, self.prediction = network, schedule, prediction
+        self.network, self.schedule, self.prediction, self.values = network, schedule, prediction, values
         self.weight = None if weight is None else np.asarray(weight, "float64")
         self.encoder, self.drop, self.ema = encoder, drop, ema
         self.seed = random.getrandbits(31) if seed is None else seed
-        self.named_inputs = Inputs(network, encoder)
+        self.named_inputs = Inputs(network, encoder, values)
         self.dropping = Dropping(self.named_inputs, dict(null or {}), drop)
-        _check_options(self)
+        check_options(self)
         self.guidance_gap = keras.metrics.Mean(name="guidance_gap") if self.dropping.shares else None
         self.train_noise = keras.random.SeedGenerator(derived(self.seed, 0), name="train_noise")
         self.val_noise = keras.random.SeedGenerator(derived(self.seed, 1), name="val_noise")
@@ -142,7 +146,7 @@ class DiffusionModel(AttachedModel):
         """Turn a batch into (inputs, target, weight): steps 2 to 4 of DDPM's training (Ho et al. 2020, algorithm 1)."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         images, conditions = self.named_inputs.unpack(x, y)
-        clean = to_float(images)
+        clean = self.values.given(images)
         count = ops.shape(clean)[0]
         t = keras.random.randint((count,), 0, len(self.schedule), dtype="int32", seed=next_seed(generator))
         eps = keras.random.normal(ops.shape(clean), dtype="float32", seed=next_seed(generator))
@@ -271,14 +275,14 @@ class DiffusionModel(AttachedModel):
         guidance=1.0,
         negative=None,
         combine=classifier_free,
-        threshold=clipped,
+        threshold=None,
         size=None,
         seed=None,
         noise=None,
         batch_size=None,
         progress=True,
     ) -> np.ndarray:
-        """Sample images, uint8 (N, H, W, C), in the layout of the network's images.
+        """Sample images, uint8 (N, H, W, C), in the layout of the network's images; of latents, float32.
 
         conditions    a list of prompts, for a model with an encoder; or {name: array (N, ...)}, or the array alone
                       where there is one condition; or how many images. What is left out stands at its null
@@ -290,7 +294,8 @@ class DiffusionModel(AttachedModel):
         negative      what guidance leads away from, in place of null: prompts or conditions, one for all images or
                       one for each
         combine       (conditional, unconditional, scale) -> output, see guidance.py
-        threshold     maps the clean estimate to one that an image can take: ``clipped``, ``dynamic()``, ``unclipped``
+        threshold     maps the clean estimate to one that an image can take: ``clipped``, ``dynamic()``, ``unclipped``;
+                      that of the model's values unless given
         size          (height, width) for a network that leaves them open
         seed          a whole number: the same images again, also on another backend up to rounding
         noise         in place of the seed: the noise to begin with and that of each row, (1 + rows, N, H, W, C)
@@ -304,7 +309,8 @@ class DiffusionModel(AttachedModel):
         chosen |= {"guidance": guidance, "negative": negative, "combine": combine, "threshold": threshold}
         batches = self._request(conditions, **chosen).batches(batch_size)
         tick = loop.progress_bar(sum(len(batch.rows) for batch in batches)) if progress else None
-        return np.concatenate([to_uint8(loop.last(batch.frames(self._step(batch)), tick)) for batch in batches])
+        images = [loop.last(batch.frames(self._step(batch)), tick) for batch in batches]
+        return np.concatenate([self.values.sampled(batch) for batch in images])
 
     def denoising(self, conditions, *, network=None, **options):
         """Sample with the options of ``generate`` and yield a ``Frame`` after each row, from noise to image.
@@ -315,6 +321,7 @@ class DiffusionModel(AttachedModel):
         return asked.frames(self._step(asked, network))
 
     def _request(self, conditions, **options):
+        options["threshold"] = options.get("threshold") or self.values.threshold
         return sampling.request(self.named_inputs, self.schedule, self.dropping.learned, conditions, **options)
 
     def _step(self, asked, network=None):
@@ -345,7 +352,7 @@ class DiffusionModel(AttachedModel):
 
     @classmethod
     def from_config(cls, config):
-        parts = {k: keras.saving.deserialize_keras_object(config[k]) for k in ("network", *TABLES)}
+        parts = {k: keras.saving.deserialize_keras_object(config[k]) for k in ("network", *TABLES) if k in config}
         return cls(**{**config, **parts})
 
     def _generators(self):
@@ -379,20 +386,3 @@ def _state(pairs):
 
 def _is_array(x):
     return isinstance(x, dict) or hasattr(x, "shape")
-
-
-def _check_options(model):
-    schedule = model.schedule
-    if not isinstance(model.seed, int | np.integer) or model.seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {model.seed}.")
-    weight = model.weight
-    if weight is not None and (weight.shape != schedule.alpha.shape or not ((weight >= 0) & (weight < np.inf)).all()):
-        raise ValueError(f"weight must be a table of {len(schedule)} finite numbers >= 0, got shape {weight.shape}.")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = model.prediction.estimate(1.0, 1.0, schedule.alpha, schedule.sigma)
-    if not np.isfinite(estimate).all():
-        raise ValueError(
-            "A schedule that ends in pure noise (alpha = 0) cannot be trained to predict noise: use velocity."
-        )
-    if model.ema is not None and not 0 <= model.ema < 1:
-        raise ValueError(f"ema must lie in [0, 1), or be None for no average, got {model.ema}.")

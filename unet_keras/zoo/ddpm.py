@@ -36,6 +36,15 @@ def ddpm_cifar10(input_shape=(32, 32, 3), *, dropout=0.1, name="ddpm_cifar10"):
     return residual_unet(input_shape, levels, block=block, attend=attend, head=head, conditions=conditions, name=name)
 
 
+def ddpm_256(input_shape=(256, 256, 3), *, dropout=0.0, name="ddpm_256"):
+    """DDPM's network for CelebA-HQ and LSUN at 256 x 256: 113,673,219 parameters, attention at 16 x 16."""
+    block, attend = partial(res_block, eps=1e-6, dropout=dropout), partial(self_attention, eps=1e-6)
+    levels = [Level(c, 2, attend if i == 4 else None) for i, c in enumerate((128, 128, 256, 256, 512, 512))]
+    conditions = (timestep(shift=1, cosine_first=False),)
+    head = partial(norm_head, eps=1e-6)
+    return residual_unet(input_shape, levels, block=block, attend=attend, head=head, conditions=conditions, name=name)
+
+
 def small_unet(input_shape=(32, 32, 3), *, width=32, conditions=(timestep(),), name="small_unet"):
     """A network of DDPM's kind for images of about 32 x 32, one block a level; ``width``, a multiple of 16, at the top.
 

@@ -1,9 +1,11 @@
-"""Presets: a model to sample from or to train on, in a folder of two files that hold no code.
+"""Presets: a model to sample from or to train on, by name or from where it lies.
+
+Our own are folders of two files that hold no code; ``emoji-32`` comes with the package:
 
     config.json     the model's configuration as Keras writes it, and ``about``: facts for people and programs
     weights.npz     the averaged weights, in half precision, by their paths in the network
 
-``emoji-32`` comes with the package.
+Public checkpoints are diffusers' folders, on a disk or on the Hugging Face hub: see diffusers/ and published.py.
 """
 
 import json
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
+
+from unet_keras.zoo.diffusers.folder import fetch, from_folder, is_folder
+from unet_keras.zoo.published import PUBLISHED, from_published
 
 SHIPPED = Path(__file__).with_name("shipped")
 CONFIG, WEIGHTS = "config.json", "weights.npz"
@@ -22,13 +27,34 @@ def preset_names() -> list[str]:
     return sorted(folder.name for folder in SHIPPED.iterdir() if (folder / CONFIG).is_file())
 
 
-def from_preset(name: str | os.PathLike):
-    """Load a model: a shipped preset by name, or from a path: a preset folder, a run folder or a ``.keras`` file.
+def from_preset(name: str | os.PathLike, **options):
+    """Load a model by name or from where it lies; returns a DiffusionModel.
 
-    Returns a DiffusionModel, compiled only where it comes from a run or a ``.keras`` file. Raises ValueError for a name
-    that is none, and for weights that do not fit the configuration: it lists both sides.
+        from_preset("emoji-32")                       a shipped preset; or the path of a preset folder of one's own
+        from_preset("runs/emoji")                     a run folder, or a ``.keras`` file: compiled, to train on
+        from_preset("hf://google/ddpm-cifar10-32")    a diffusers repository, a U-Net or a pipeline, or its folder
+        from_preset("stable-diffusion-1.5")           a published network; ``weights=False`` for random weights
+
+    options, for diffusers' folders and published networks alone:
+
+    weights     False for random weights
+    dtype       of the network, e.g. "bfloat16"
+    variant     e.g. "fp16": which of a folder's weights
+    size        of the images, a number or (height, width)
+    ...         and those of ``DiffusionModel``, e.g. ``ema=0.999``, to train on: no average is kept unless asked for
+
+    Raises ValueError for a name that is none, for weights that do not fit the configuration (it lists both sides), and
+    for options that a preset does not take.
     """
+    if str(name).startswith("hf://"):
+        return from_folder(fetch(str(name), options.get("variant"), options.get("weights", True)), **options)
+    if str(name) in PUBLISHED and not Path(name).exists():
+        return from_published(str(name), **options)
     path = _located(name)
+    if path.is_dir() and is_folder(path):
+        return from_folder(path, **options)
+    if options:
+        raise ValueError(f"{name} takes no {sorted(options)}: it is loaded as it was saved.")
     if (path / "model.keras").is_file():
         return keras.saving.load_model(path / "model.keras")
     if path.is_file():
@@ -72,7 +98,8 @@ def _located(name):
         return path
     if str(name) in preset_names():
         return SHIPPED / str(name)
-    raise ValueError(f"There is no preset {str(name)!r}: give one of {preset_names()}, or the path of a folder.")
+    known = [*preset_names(), *PUBLISHED]
+    raise ValueError(f"There is no preset {str(name)!r}: give one of {', '.join(known)}, hf://owner/name, or a path.")
 
 
 def _read_config(path):

@@ -46,10 +46,10 @@ def unet_of(config, *, size=None, maps=None, sizes=SIZES, name="unet") -> keras.
     Raises ValueError for fields that it cannot honour: it names them.
     """
     config = complete(config)
-    height, width = _size(config["sample_size"] if size is None else size)
+    height, width = size = _size(config["sample_size"] if size is None else size)
     maps = _maps(config, maps)
     channels = config["in_channels"] - sum(maps.values())
-    down, up = _levels(config)
+    down, up = _levels(config, _halves(size, len(config["block_out_channels"]) - 1))
     block = _block(config)
     return build_unet(
         (height, width, channels),
@@ -72,6 +72,11 @@ def unet_of(config, *, size=None, maps=None, sizes=SIZES, name="unet") -> keras.
 def _size(size):
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return height, width
+
+
+def _halves(size, times):
+    """Tell whether a size is known and stays whole however often it is halved: where all ways of padding agree."""
+    return all(n is not None and n % 2**times == 0 for n in size)
 
 
 def _maps(config, maps):
@@ -103,7 +108,7 @@ def _block(config):
     return partial(res_block, modulate=modulate, dropout=config["dropout"], **norm)
 
 
-def _levels(config):
+def _levels(config, even):
     """Give the levels of the way down and of the way up, fine to coarse."""
     channels = config["block_out_channels"]
     count = len(channels)
@@ -117,7 +122,7 @@ def _levels(config):
         # Their blocks end with the upsampling that ours of the next finer level begin with.
         coarser = up_kinds[min(i + 1, count - 1)]
         attend = _attend(config, kinds[i], i, transformers[i])
-        down.append(Level(filters, depth, attend, down=_down(config, kinds[i])))
+        down.append(Level(filters, depth, attend, down=_down(config, kinds[i], even)))
         up.append(Level(filters, depth, _attend(config, up_kinds[i], i, up_transformers[i]), up=_up(config, coarser)))
     return down, up
 
@@ -133,13 +138,13 @@ def _attend(config, kind, i, depth):
     return None
 
 
-def _down(config, kind):
+def _down(config, kind, even):
     resnet = kind == "ResnetDownsampleBlock2D" or (
         kind.startswith("Attn") and config.get("downsample_type") == "resnet"
     )
     if resnet:
-        return partial(res_down, padding="valid", **_block(config).keywords)
-    return partial(strided_conv, padding="symmetric" if config["downsample_padding"] else "end")
+        return partial(res_down, padding="same" if even else "valid", **_block(config).keywords)
+    return partial(strided_conv, padding="symmetric" if config["downsample_padding"] else "same" if even else "end")
 
 
 def _up(config, kind):

@@ -1,0 +1,48 @@
+"""Networks of diffusers' configurations, with weights that diffusers wrote, give the same output; and back again."""
+
+import json
+
+import numpy as np
+import pytest
+from diffusers import UNet2DConditionModel, UNet2DModel
+
+from unet_keras import DiffusionModel, cosine
+from unet_keras.files import Tensors
+from unet_keras.zoo.diffusers.folder import to_diffusers
+from unet_keras.zoo.diffusers.network import unet_of
+from unet_keras.zoo.diffusers.weights import arrays_of, load
+
+from .helpers import TINY, assert_same, given, made_of, random_config
+
+CONFIGS = {name: (config, (config["sample_size"],) * 2) for name, config in TINY.items()}
+CONFIGS |= {f"random {seed}": random_config(seed) for seed in range(20)}
+
+
+def both(name, folder):
+    """diffusers' network, and ours read from the file that it wrote; the configuration and inputs for theirs."""
+    config, size = CONFIGS[name]
+    theirs = made_of(config)
+    theirs.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    ours = unet_of(config, size=size)
+    load(ours, Tensors(folder, "diffusion_pytorch_model"))
+    return theirs, ours, config, given(theirs, size)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_same_output_and_the_same_tensors_back(name, tmp_path):
+    theirs, ours, config, inputs = both(name, tmp_path)
+    assert_same(theirs, ours, inputs)
+    state = theirs.state_dict()
+    back = arrays_of(ours, linear=config.get("use_linear_projection", True))
+    assert back.keys() == state.keys() and ours.count_params() == theirs.num_parameters()
+    assert all(np.array_equal(array, state[name].numpy()) for name, array in back.items())
+
+
+@pytest.mark.parametrize("name", list(CONFIGS)[::2])
+def test_diffusers_opens_what_we_write(name, tmp_path):
+    """Read off our layers, the configuration is another where diffusers can say one thing in several ways."""
+    _, ours, config, inputs = both(name, tmp_path)
+    to_diffusers(DiffusionModel(ours, cosine(), ema=None), tmp_path / "back")
+    kind = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}[config["_class_name"]]
+    assert_same(kind.from_pretrained(tmp_path / "back" / "unet"), ours, inputs)

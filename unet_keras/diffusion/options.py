@@ -1,0 +1,21 @@
+"""What a model is made with, checked at the door."""
+
+import numpy as np
+
+
+def check_options(model):
+    """Raise ValueError for a seed, weights, a prediction or an average that make no model."""
+    schedule = model.schedule
+    if not isinstance(model.seed, int | np.integer) or model.seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {model.seed}.")
+    weight = model.weight
+    if weight is not None and (weight.shape != schedule.alpha.shape or not ((weight >= 0) & (weight < np.inf)).all()):
+        raise ValueError(f"weight must be a table of {len(schedule)} finite numbers >= 0, got shape {weight.shape}.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = model.prediction.estimate(1.0, 1.0, schedule.alpha, schedule.sigma)
+    if not np.isfinite(estimate).all():
+        raise ValueError(
+            "A schedule that ends in pure noise (alpha = 0) cannot be trained to predict noise: use velocity."
+        )
+    if model.ema is not None and not 0 <= model.ema < 1:
+        raise ValueError(f"ema must lie in [0, 1), or be None for no average, got {model.ema}.")

@@ -1,0 +1,124 @@
+"""A folder as diffusers writes it, read as a DiffusionModel, and a DiffusionModel written as such a folder."""
+
+import json
+import os
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+
+from unet_keras.diffusion.guidance import clipped, unclipped
+from unet_keras.diffusion.model import DiffusionModel
+from unet_keras.diffusion.values import Values, latents
+from unet_keras.files import Tensors, download, read_json
+from unet_keras.zoo.diffusers import weights
+from unet_keras.zoo.diffusers.config import CONDITIONAL, complete
+from unet_keras.zoo.diffusers.describe import config_of
+from unet_keras.zoo.diffusers.network import SIZES, unet_of
+from unet_keras.zoo.diffusers.scheduler import read_schedule, read_threshold, scheduler_config
+
+STEM = "diffusion_pytorch_model"
+SCHEDULER = "scheduler_config.json"
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder holds a U-Net of diffusers, or a pipeline with one."""
+    return any((path / name).is_file() for name in ("model_index.json", "unet/config.json")) or (
+        (path / "config.json").is_file() and "_class_name" in read_json(path / "config.json")
+    )
+
+
+def fetch(handle: str, variant: str | None = None, weights: bool = True) -> Path:
+    """Fetch what is needed of "hf://owner/name" from the Hugging Face hub; give the folder."""
+    tag = f".{variant}" if variant else ""
+    files = ["config.json", SCHEDULER]
+    if weights:
+        files += [f"{STEM}{tag}.safetensors", f"{STEM}{tag}-*.safetensors", f"{STEM}.safetensors.index{tag}.json"]
+    wanted = [f"{folder}{name}" for folder in ("", "unet/", "scheduler/") for name in files]
+    return download(handle, ["model_index.json", *wanted])
+
+
+def from_folder(
+    path: str | os.PathLike, *, weights: bool = True, dtype=None, variant=None, size=None, **options
+) -> DiffusionModel:
+    """Load a diffusers folder, a bare U-Net or a pipeline, as a DiffusionModel that computes the same numbers.
+
+    weights     False for random ones, and no file of weights is opened
+    dtype       of the network, a Keras policy such as "bfloat16" or "mixed_bfloat16"; Keras's own unless given
+    variant     "fp16" for the weights of that variant
+    size        of the images, a number or (height, width); the configuration's unless given
+    options     of ``DiffusionModel``; the schedule, the prediction and the values are the scheduler file's unless
+                given. No average of the weights is kept unless ``ema`` is given: it takes their memory once more
+
+    Raises ValueError where a file is missing, cut off or does not fit the others: it says which.
+    """
+    path = Path(path)
+    folder = path / "unet" if (path / "unet").is_dir() else path
+    config = read_json(folder / "config.json")
+    index = read_json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
+    full = complete(config)
+    # Stable Diffusion XL's refiner is told an aesthetic score in place of the target's size.
+    sizes = 5 if index.get("requires_aesthetics_score") else SIZES
+    tensors = Tensors(folder, STEM, variant) if weights else None
+    options = {"ema": None, **_of_scheduler(path, folder, full, "vae" in index or "vqvae" in index), **options}
+    with policy(dtype):
+        network = unet_of(config, size=size, sizes=sizes)
+    if tensors is not None:
+        _load(network, tensors)
+    return DiffusionModel(network, **options)
+
+
+def _load(network, tensors):
+    weights.load(network, tensors)
+
+
+@contextmanager
+def policy(dtype):
+    """Build under another dtype policy, if one is given."""
+    before = keras.config.dtype_policy()
+    if dtype is not None:
+        keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _of_scheduler(path, folder, config, has_codec):
+    """The options of DiffusionModel that a scheduler's file says."""
+    places = [path / "scheduler" / SCHEDULER, path / SCHEDULER, folder.parent / "scheduler" / SCHEDULER]
+    found = next((place for place in places if place.is_file()), None)
+    latent = has_codec or (config["_class_name"] == CONDITIONAL and config["out_channels"] == 4)
+    if found is None:
+        warnings.warn(
+            f"{path} has no {SCHEDULER}: the linear schedule and noise prediction stand, unless given as options.",
+            stacklevel=4,
+        )
+        return {"values": latents} if latent else {}
+    scheduler = read_json(found)
+    try:
+        schedule, prediction = read_schedule(scheduler)
+        threshold = read_threshold(scheduler)
+    except ValueError as error:
+        raise ValueError(f"{found}: {error}") from error
+    values = Values(not latent, clipped if threshold is clipped and not latent else unclipped)
+    return {"schedule": schedule, "prediction": prediction, "values": values}
+
+
+def to_diffusers(model: DiffusionModel, folder: str | os.PathLike, *, dtype: str = "float32") -> Path:
+    """Write a model as a folder that diffusers opens and that computes the same; returns the folder.
+
+    ``unet/`` holds the averaged weights where an average is kept, ``scheduler/`` the schedule as a DDIMScheduler's.
+    Raises ValueError for a network, a schedule or a prediction that diffusers cannot say.
+    """
+    from safetensors.numpy import save_file
+
+    folder = Path(folder)
+    config, scheduler = config_of(model.averaged), scheduler_config(model)
+    arrays = weights.arrays_of(model.averaged, linear=config.get("use_linear_projection", True), dtype=dtype)
+    for name, content in (("unet/config.json", config), (f"scheduler/{SCHEDULER}", scheduler)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    save_file(arrays, folder / "unet" / f"{STEM}.safetensors", metadata={"format": "pt"})
+    return folder

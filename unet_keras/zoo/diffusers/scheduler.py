@@ -1,0 +1,125 @@
+"""diffusers' scheduler_config.json as our schedule and prediction, and back.
+
+A file there says how to train (the betas, what is predicted) and how to sample (the class, the spacing). The first is
+the model's; of the second only the clipping of the clean estimate is, the sampler is chosen when images are asked for.
+"""
+
+import numpy as np
+
+from unet_keras.diffusion.guidance import clipped, unclipped
+from unet_keras.diffusion.predictions import Prediction, clean, noise, velocity
+from unet_keras.diffusion.schedules import (
+    Schedule,
+    cosine,
+    from_betas,
+    linear,
+    scaled_linear,
+    sigmoid,
+    zero_terminal_snr,
+)
+
+VARIANCE_PRESERVING = (
+    "DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "DDIMInverse", "PNDM", "LMSDiscrete", "EulerDiscrete",
+    "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep",
+    "DPMSolverMultistepInverse", "DPMSolverSinglestep", "DPMSolverSDE", "DEISMultistep", "UniPCMultistep", "LCM", "TCD",
+    "SASolver",
+)  # fmt: skip
+CLIPPING = ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "LCM", "TCD")
+"""The classes that have ``clip_sample``, true unless a file says otherwise; for LCM it is false."""
+
+NARROW = ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverSDE", "LCM", "TCD")
+"""The classes whose betas go from 0.00085 to 0.012 unless a file says otherwise; the others' from 0.0001 to 0.02."""
+
+PREDICTIONS = {"epsilon": noise, "v_prediction": velocity, "sample": clean}
+SHAPES = {"linear": linear, "scaled_linear": scaled_linear, "sigmoid": sigmoid}
+
+
+def read_schedule(config: dict) -> tuple[Schedule, Prediction]:
+    """Give the schedule and the prediction of a scheduler's configuration.
+
+    Raises ValueError for a class, a beta schedule, a prediction or a variance that is not known.
+    """
+    kind = _kind(config)
+    shape = config.get("beta_schedule", "scaled_linear" if kind in ("LCM", "TCD") else "linear")
+    steps = config.get("num_train_timesteps", 1000)
+    start, end = (0.00085, 0.012) if kind in NARROW else (0.0001, 0.02)
+    start, end = config.get("beta_start", start), config.get("beta_end", end)
+    if config.get("trained_betas") is not None:
+        schedule = from_betas(np.asarray(config["trained_betas"], "float64"))
+    elif shape == "squaredcos_cap_v2":
+        schedule = cosine(steps)
+    elif shape in SHAPES:
+        schedule = SHAPES[shape](steps, start, end)
+    else:
+        raise ValueError(f"beta_schedule={shape!r} is not known: it must be one of {[*SHAPES, 'squaredcos_cap_v2']}.")
+    if config.get("rescale_betas_zero_snr"):
+        schedule = zero_terminal_snr(schedule)
+    predicted = config.get("prediction_type", "epsilon")
+    if predicted not in PREDICTIONS:
+        raise ValueError(f"prediction_type={predicted!r} is not known: it must be one of {list(PREDICTIONS)}.")
+    return schedule, PREDICTIONS[predicted]
+
+
+def read_threshold(config: dict):
+    """Give what a scheduler's configuration does to the clean estimate: ``clipped`` or ``unclipped``.
+
+    Raises ValueError for a range other than [-1, 1], and for dynamic thresholding, which is asked for when sampling.
+    """
+    kind = _kind(config)
+    if config.get("thresholding"):
+        raise ValueError(
+            "thresholding=True is not read: set it to false, and ask generate(..., threshold=dynamic()) for it."
+        )
+    clip = config.get("clip_sample", kind in CLIPPING and kind != "LCM")
+    if clip and config.get("clip_sample_range", 1.0) != 1.0:
+        raise ValueError(f"clip_sample_range={config['clip_sample_range']} is not supported: it must be 1.")
+    return clipped if clip else unclipped
+
+
+def _kind(config):
+    name = str(config.get("_class_name"))
+    kind = name.removesuffix("Scheduler")
+    if kind not in VARIANCE_PRESERVING:
+        known = ", ".join(f"{kind}Scheduler" for kind in VARIANCE_PRESERVING)
+        raise ValueError(f"_class_name={name!r} is not a scheduler that can be read: it must be one of {known}.")
+    return kind
+
+
+def scheduler_config(model) -> dict:
+    """Write a model's schedule, prediction and clipping as the configuration of a DDIMScheduler.
+
+    Raises ValueError where theirs cannot say it: a prediction of another kind, or variance that is not preserved.
+    """
+    schedule = model.schedule
+    named = [name for name, prediction in PREDICTIONS.items() if prediction == model.prediction]
+    if not named:
+        raise ValueError(f"diffusers' schedulers cannot say this prediction: it must be one of {list(PREDICTIONS)}.")
+    if np.abs(schedule.alpha**2 + schedule.sigma**2 - 1).max() > 1e-6:
+        raise ValueError("diffusers' schedulers need alpha^2 + sigma^2 = 1, which this schedule does not keep.")
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": len(schedule),
+        **_betas(schedule),
+        "prediction_type": named[0],
+        "clip_sample": model.values.threshold is clipped,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "timestep_spacing": "trailing",
+    }
+
+
+def _betas(schedule):
+    """Name the schedule where it has a name, or list its betas."""
+    steps = len(schedule)
+    named = [
+        {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02},
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        {"beta_schedule": "squaredcos_cap_v2"},
+    ]
+    for fields in named:
+        for rescaled in ({}, {"rescale_betas_zero_snr": True}):
+            asked = {"_class_name": "DDIMScheduler", "num_train_timesteps": steps, **fields, **rescaled}
+            if np.allclose(read_schedule(asked)[0].alpha, schedule.alpha, rtol=0, atol=1e-9):
+                return {**fields, **rescaled}
+    alpha_bar = schedule.alpha**2
+    return {"trained_betas": (1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])).tolist()}
