@@ -1,0 +1,164 @@
+"""Surgery on finished networks: what trains, channels in and out, sizes, skips as outputs."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import (
+    TINY_UNETS,
+    normal,
+    output_of,
+    random_inputs,
+    randomized,
+    tiny_residual_unet,
+    tiny_text_unet,
+    tiny_unet,
+)
+
+from unet_keras import DiffusionModel, freeze, skip_taps, with_channels, with_size
+
+
+def arrays(network):
+    return {v.path: keras.ops.convert_to_numpy(v).copy() for v in network.weights}
+
+
+# ---- freezing -------------------------------------------------------------------------------------------------------
+
+
+def test_frozen_layers_keep_their_weights_and_the_others_learn():
+    network = randomized(tiny_residual_unet())
+    model = DiffusionModel(network, seed=0)
+    names = freeze(model.network, r"down.*|bridge.*|timestep.*")
+    assert "down0_block0_conv1" in names and "up0_block0_conv1" not in names
+    before = arrays(network)
+    model.compile(keras.optimizers.Adam(0.01))
+    model.fit(np.zeros((2, 8, 8, 3), "uint8"), verbose=0)
+    after = arrays(network)
+    still = {path for path in before if np.array_equal(before[path], after[path])}
+    frozen = {path for path in before if path.startswith(("down", "bridge", "timestep"))}
+    # A key's bias moves all of a query's scores alike: its gradient is rounding.
+    assert frozen <= still and all(path.endswith("key/bias") for path in still - frozen)
+
+
+def test_freezing_nothing_or_everything_is_refused():
+    with pytest.raises(ValueError, match="pattern='dwon.' matches no layer with weights"):
+        freeze(tiny_unet(), "dwon.")
+    with pytest.raises(ValueError, match="leaves nothing to train"):
+        freeze(tiny_unet(), ".*")
+
+
+# ---- channels -------------------------------------------------------------------------------------------------------
+
+
+def test_more_channels_in_change_nothing_at_first():
+    network = randomized(tiny_residual_unet())
+    inputs = random_inputs(network)
+    wider = with_channels(network, image=5)
+    assert wider.input["image"].shape == (None, 8, 8, 5)
+    more = np.concatenate([inputs["image"], normal(2, 8, 8, 2, seed=9)], axis=-1)
+    np.testing.assert_allclose(output_of(wider, {**inputs, "image": more}), output_of(network, inputs), atol=1e-6)
+    np.testing.assert_array_equal(arrays(wider)["stem/kernel"][:, :, :3], arrays(network)["stem/kernel"])
+    fewer = with_channels(network, image=2)
+    without = inputs["image"] * [1, 1, 0]
+    y = output_of(fewer, {**inputs, "image": inputs["image"][..., :2]})
+    np.testing.assert_allclose(y, output_of(network, {**inputs, "image": without.astype("float32")}), atol=1e-5)
+
+
+def test_maps_beside_the_image_change_nothing_at_first_and_then_count():
+    network = randomized(tiny_text_unet())
+    inputs = random_inputs(network)
+    wider = with_channels(network, maps={"mask": 1, "masked": 3})
+    assert set(wider.input) == {*network.input, "mask", "masked"}
+    more = {"mask": normal(2, 8, 8, 1), "masked": normal(2, 8, 8, 3)}
+    np.testing.assert_allclose(output_of(wider, inputs | more), output_of(network, inputs), atol=1e-6)
+    kernel = wider.get_layer("stem").kernel
+    kernel.assign(kernel + 0.1)
+    assert (
+        np.abs(output_of(wider, inputs | more) - output_of(wider, inputs | more | {"mask": 2 * more["mask"]})).max() > 0
+    )
+
+
+def test_the_image_widens_before_the_maps_it_has():
+    network = randomized(tiny_residual_unet(maps={"mask": 1}))
+    inputs = random_inputs(network) | {"mask": normal(2, 8, 8, 1)}
+    wider = with_channels(network, image=4, maps={"depth": 2})
+    more = {"image": np.concatenate([inputs["image"], normal(2, 8, 8, 1)], axis=-1), "depth": normal(2, 8, 8, 2)}
+    np.testing.assert_allclose(output_of(wider, inputs | more), output_of(network, inputs), atol=1e-6)
+
+
+def test_a_network_of_the_image_alone_gets_a_name_for_it():
+    network = randomized(tiny_residual_unet(conditions=()))
+    image = normal(2, 8, 8, 3)
+    wider = with_channels(network, maps={"mask": 1})
+    y = output_of(wider, {"image": image, "mask": normal(2, 8, 8, 1)})
+    np.testing.assert_allclose(y, output_of(network, image), atol=1e-6)
+
+
+def test_more_channels_out_begin_with_those_before():
+    network = randomized(tiny_residual_unet())
+    wider = with_channels(network, out=6)
+    inputs = random_inputs(network)
+    y = output_of(wider, inputs)
+    assert y.shape == (2, 8, 8, 6) and np.abs(y[..., 3:]).max() > 0
+    np.testing.assert_allclose(y[..., :3], output_of(network, inputs), atol=1e-6)
+
+
+def test_what_was_frozen_stays_so():
+    network = tiny_residual_unet()
+    freeze(network, "down.*")
+    assert not with_channels(network, image=4).get_layer("down0_block0_conv1").trainable
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (tiny_residual_unet, {}, "Nothing to change: give image, out or maps"),
+        (tiny_residual_unet, {"maps": {"timestep": 1}}, "has the inputs .'image', 'timestep'. already"),
+        (tiny_unet, {"image": 4}, "has no convolution named stem: build it with stem= and head="),
+    ],
+)
+def test_changes_that_are_refused(network, options, message):
+    with pytest.raises(ValueError, match=message):
+        with_channels(network(), **options)
+
+
+# ---- sizes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", TINY_UNETS.values(), ids=TINY_UNETS)
+def test_another_size_with_the_same_weights(network):
+    fixed, opened = randomized(network()), network(size=(None, None))
+    changed = with_size(fixed, (16, 12))
+    assert changed.input["image"].shape == (None, 16, 12, 3)
+    opened.set_weights(fixed.get_weights())
+    inputs = random_inputs(fixed, size=(16, 12))
+    np.testing.assert_allclose(output_of(changed, inputs), output_of(opened, inputs), atol=1e-5)
+    back = with_size(changed, 8)
+    np.testing.assert_allclose(output_of(back, random_inputs(fixed)), output_of(fixed, random_inputs(fixed)), atol=1e-6)
+
+
+def test_a_size_that_needs_cutting_is_refused_where_nothing_cuts():
+    with pytest.raises(ValueError, match=r"does not work at the size \(7, 8\): build it anew"):
+        with_size(tiny_residual_unet(), (7, 8))
+
+
+# ---- skips ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", [tiny_unet, tiny_text_unet])
+def test_skips_are_what_goes_across(network):
+    network = randomized(network())
+    inputs = random_inputs(network)
+    found = {name: keras.ops.convert_to_numpy(value) for name, value in skip_taps(network)(inputs).items()}
+    np.testing.assert_array_equal(found.pop("output"), output_of(network, inputs))
+    concatenations = [layer for layer in network.layers if "_skip" in layer.name]
+    assert len(found) == len(concatenations) > 1
+    for layer in concatenations:
+        name = layer.input[1]._keras_history.operation.name
+        direct = keras.Model(network.inputs, network.get_layer(name).output)
+        np.testing.assert_allclose(found[name], output_of(direct, inputs), atol=1e-6)
+
+
+def test_a_network_without_skips_is_refused():
+    x = keras.Input((8,))
+    with pytest.raises(ValueError, match="has no skips"):
+        skip_taps(keras.Model(x, keras.layers.Dense(2)(x)))

@@ -1,0 +1,167 @@
+"""Changes to a finished network, for fine-tuning: which layers train, how many channels go in and out, which size.
+
+The changed networks are new ones, with copies of the weights; a change of what trains is made in place.
+"""
+
+import re
+
+import keras
+import numpy as np
+from keras import layers
+
+from unet_keras.nn.layers import channel_axis
+
+
+def freeze(network: keras.Model, pattern: str) -> list[str]:
+    """Keep all layers from training whose whole name matches ``pattern``, a regular expression; returns their names.
+
+        freeze(model.network, "down.*|bridge.*")      only the way up is trained
+
+    Call it before ``compile``, which makes the optimizer for what is trainable then. Names are those of ``summary()``.
+    Raises ValueError where no layer with weights has such a name, or where none is left to train.
+    """
+    chosen = [layer for layer in network.layers if layer.weights and re.fullmatch(pattern, layer.name)]
+    if not chosen:
+        raise ValueError(f"pattern={pattern!r} matches no layer with weights: names are as down0_block0_conv1.")
+    if {id(layer) for layer in network.layers if layer.trainable_weights} <= {id(layer) for layer in chosen}:
+        raise ValueError(f"pattern={pattern!r} leaves nothing to train.")
+    for layer in chosen:
+        layer.trainable = False
+    return [layer.name for layer in chosen]
+
+
+def with_channels(
+    network: keras.Model, *, image: int | None = None, out: int | None = None, maps: dict[str, int] | None = None
+) -> keras.Model:
+    """Make a network of other channels, with copies of the weights: for masks, depth, an image to start from.
+
+    image    channels of the image
+    out      channels of the output
+    maps     {name: channels} of further inputs beside the image, after those it has: see ``build_unet``
+
+    Kernels of new inputs are zero, so that the output is at first as before (as for Stable Diffusion's inpainting);
+    those of new outputs are drawn at random. Raises ValueError unless the network has a convolution ``stem`` and
+    ``head``, and for a change that is none.
+    """
+    config = network.get_config()
+    named = {layer["name"]: layer for layer in config["layers"]}
+    for end in ("stem", "head"):
+        if not isinstance(network.get_layer(end) if end in named else None, layers.Conv2D):
+            raise ValueError(f"{network.name} has no convolution named {end}: build it with stem= and head=.")
+    given = dict(network.input) if isinstance(network.input, dict) else {"image": network.input}
+    if set(maps or {}) & set(given):
+        raise ValueError(f"{network.name} has the inputs {sorted(given)} already: give maps={maps} other names.")
+    if image is None and out is None and not maps:
+        raise ValueError("Nothing to change: give image, out or maps.")
+    axis = channel_axis()
+    before = network.get_layer("stem").input.shape[axis]
+    if image is not None:
+        _resize(named["image"], {axis % 4: image})
+    if maps:
+        _put_beside(config, named, maps, axis)
+    if out is not None:
+        named["head"]["config"]["filters"] = out
+    changed = _built(config)
+    # The image's channels come first, those of the maps after it.
+    kept = min(image or given["image"].shape[axis], given["image"].shape[axis])
+    rest = before - given["image"].shape[axis]
+    first = image or given["image"].shape[axis]
+    _copy(network, changed, [(slice(kept), slice(kept)), (slice(before - rest, before), slice(first, first + rest))])
+    return changed
+
+
+def with_size(network: keras.Model, size: tuple[int | None, int | None] | int | None) -> keras.Model:
+    """Make a network for images of another height and width, with copies of the weights; None leaves them open.
+
+    Raises ValueError where the network is of one piece with its size: one of a known size that divides cuts nothing on
+    the way up, and works at such sizes alone.
+    """
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    config = network.get_config()
+    spatial = (1, 2) if channel_axis() == -1 else (2, 3)
+    for layer in config["layers"]:
+        if layer["class_name"] == "InputLayer" and len(layer["config"]["batch_shape"]) == 4:
+            _resize(layer, dict(zip(spatial, (height, width), strict=True)))
+    try:
+        changed = _built(config)
+    except ValueError as error:
+        raise ValueError(f"{network.name} does not work at the size {size}: build it anew. {error}") from error
+    _copy(network, changed)
+    return changed
+
+
+def skip_taps(network: keras.Model) -> keras.Model:
+    """Make a network of the same layers and weights that gives its skips as well: {"output": ..., layer: tensor}.
+
+    A skip goes by the name of the layer that made it, e.g. ``down1_block0_add``. Raises ValueError without any.
+    """
+    skips = {}
+    for layer in network.layers:
+        if re.fullmatch(r"up\d+_skip\d+", layer.name):
+            tensor = layer.input[1]
+            skips[tensor._keras_history.operation.name] = tensor
+    if not skips:
+        raise ValueError(f"{network.name} has no skips: it is no network of build_unet.")
+    return keras.Model(network.input, {"output": network.output, **skips}, name=network.name)
+
+
+def _resize(layer, sizes):
+    shape = list(layer["config"]["batch_shape"])
+    for axis, size in sizes.items():
+        shape[axis] = size
+    layer["config"]["batch_shape"] = tuple(shape)
+
+
+def _put_beside(config, named, maps, axis):
+    """Add inputs to a configuration, and let the stem see them beside what it saw."""
+    node = named["stem"]["inbound_nodes"][0]
+    seen, *others = node["args"]
+    inputs = []
+    for name, channels in maps.items():
+        shape = list(named["image"]["config"]["batch_shape"])
+        shape[axis] = channels
+        like = named["image"]
+        new = {**like, "name": name, "config": {**like["config"], "name": name, "batch_shape": tuple(shape)}}
+        config["layers"].append(new)
+        inputs.append(_tensor(name))
+        if not isinstance(config["input_layers"], dict):
+            config["input_layers"] = {"image": ["image", 0, 0]}
+        config["input_layers"][name] = [name, 0, 0]
+    together = layers.Concatenate(axis=axis, name="more_maps")
+    entry = keras.saving.serialize_keras_object(together)
+    entry |= {"name": together.name, "inbound_nodes": [{"args": [[seen, *inputs]], "kwargs": {}}]}
+    config["layers"].append(entry)
+    node["args"] = [_tensor(together.name), *others]
+
+
+def _tensor(name):
+    return {
+        "class_name": "__keras_tensor__",
+        "config": {"shape": [], "dtype": "float32", "keras_history": [name, 0, 0]},
+    }
+
+
+def _built(config):
+    for layer in config["layers"]:
+        layer.pop("build_config", None)  # of the old shapes
+    return keras.Model.from_config(config)
+
+
+def _copy(network, changed, stem=None):
+    """Copy all weights; of the stem's kernel those inputs that are listed, of the head as many outputs as both have."""
+    news = {v.path: v for v in changed.weights}
+    for old in network.weights:
+        new, value = news[old.path], keras.ops.convert_to_numpy(old)
+        if tuple(new.shape) != value.shape:
+            whole = keras.ops.convert_to_numpy(new).copy()
+            if old.path == "stem/kernel":
+                whole[:] = 0
+                for source, target in stem:
+                    whole[:, :, target] = value[:, :, source]
+            else:
+                count = min(whole.shape[-1], value.shape[-1])
+                whole[..., :count] = value[..., :count]
+            value = whole
+        new.assign(np.asarray(value))
+    for layer in network.layers:
+        changed.get_layer(layer.name).trainable = layer.trainable
