@@ -154,6 +154,11 @@ def test_the_plain_file_is_read_before_a_variant(folder):
         from_preset(folder)
 
 
+def test_a_field_that_is_null_is_false(folder):
+    edit(folder / "unet" / "config.json", center_input_sample=None, act_fn="swish")
+    assert from_preset(folder).network.count_params() == 16_303
+
+
 def test_old_names_of_attention(folder):
     theirs, path = UNet2DModel.from_pretrained(folder / "unet").eval(), folder / "unet" / WEIGHTS
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

@@ -76,9 +76,6 @@ DEFAULTS = {
     },
 }
 
-HARMLESS = {"num_train_timesteps", "addition_embed_type_num_heads"}
-"""Read by parts of theirs alone that are refused below."""
-
 KNOWN = {
     "act_fn": ("silu", "swish"),
     "resnet_time_scale_shift": ("default", "scale_shift"),
@@ -94,6 +91,7 @@ KNOWN = {
     "add_attention": (False, True),
     "center_input_sample": (False, True),
     "class_embeddings_concat": (False, True),
+    "mid_block_only_cross_attention": (None, False),
 }
 """The values that we can say, of fields that take one of a few."""
 
@@ -121,6 +119,8 @@ def complete(config: dict) -> dict:
         if field not in defaults and not field.startswith("_") and value not in (None, False):
             raise ValueError(f"{name} has no field {field!r}, which is {value!r} here: it cannot be honoured.")
     full = {field: _plain(config.get(field, default)) for field, default in defaults.items()}
+    # Published files have null for false, e.g. Stable Diffusion XL's upcast_attention.
+    full |= {field: False for field, value in full.items() if value is None and defaults[field] is False}
     for field in ONLY_DEFAULT:
         if field in full and full[field] != _plain(defaults[field]):
             raise ValueError(f"{field}={full[field]!r} is not supported: it must be {defaults[field]!r}.")
