@@ -22,6 +22,7 @@ from unet_keras import (
     strided_conv,
 )
 from unet_keras.files import Tensors
+from unet_keras.nn.abstract import shapes_only
 from unet_keras.nn.blocks import conv
 from unet_keras.zoo import (
     adm_imagenet64,
@@ -114,7 +115,7 @@ PUBLIC = {
 def test_networks_of_the_zoo_are_the_public_ones(name):
     """On abstract shapes, without memory: the count of parameters, and layer for layer the configuration's network."""
     build, parameters, config = PUBLIC[name]
-    with keras.StatelessScope(initialize_variables=False):
+    with shapes_only():
         ours, theirs = build(), unet_of(config)
     assert ours.count_params() == theirs.count_params() == parameters
     assert _difference(ours, theirs) is None
@@ -122,7 +123,7 @@ def test_networks_of_the_zoo_are_the_public_ones(name):
 
 @once
 def test_the_configuration_of_a_network_of_the_zoo():
-    with keras.StatelessScope(initialize_variables=False):
+    with shapes_only():
         said = config_of(ddpm_cifar10())
     # One head of all 256 channels is said as heads of 256.
     expected = PUBLIC["DDPM, CIFAR-10"][2] | {"attention_head_dim": 256}
@@ -144,7 +145,7 @@ def test_networks_of_adm_have_the_parameters_of_theirs(build, parameters, filter
 
     At 512 x 512 the timestep has twice the waves that diffusers' network of as many filters can be told.
     """
-    with keras.StatelessScope(initialize_variables=False):
+    with shapes_only():
         ours = build()
     kinds = ["Resnet" if i < attention else "Attn" for i in range(len(filters))]
     with torch.device("meta"):

@@ -4,6 +4,7 @@ import re
 
 import keras
 
+from unet_keras.nn.abstract import shapes_only
 from unet_keras.nn.layers import Attention, GroupNorm, TimestepEmbedding
 from unet_keras.zoo.diffusers.config import CONDITIONAL, UNCONDITIONAL, complete
 from unet_keras.zoo.diffusers.network import unet_of
@@ -20,7 +21,7 @@ def config_of(network: keras.Model) -> dict:
         inputs = {x.name: x for x in network.inputs}
         maps = {name: x.shape[-1] for name, x in inputs.items() if len(x.shape) == 4 and name != "image"}
         sizes = {"sizes": inputs["sizes"].shape[-1]} if "sizes" in inputs else {}
-        with keras.StatelessScope(initialize_variables=False):  # no weights are made
+        with shapes_only():
             twin = unet_of(config, size=tuple(inputs["image"].shape[1:3]), maps=maps, **sizes)
     except (KeyError, ValueError, AttributeError, IndexError) as error:
         raise ValueError(f"{network.name} cannot be said as a network of diffusers: {error}.") from error

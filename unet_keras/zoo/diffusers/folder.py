@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import keras
@@ -12,6 +12,7 @@ from unet_keras.diffusion.guidance import clipped, unclipped
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.diffusion.values import Values, latents
 from unet_keras.files import Tensors, download, read_json
+from unet_keras.nn.abstract import shapes_only
 from unet_keras.zoo.diffusers import weights
 from unet_keras.zoo.diffusers.config import CONDITIONAL, complete
 from unet_keras.zoo.diffusers.describe import config_of
@@ -62,7 +63,7 @@ def from_folder(
     sizes = 5 if index.get("requires_aesthetics_score") else SIZES
     tensors = Tensors(folder, STEM, variant) if weights else None
     options = {"ema": None, **_of_scheduler(path, folder, full, "vae" in index or "vqvae" in index), **options}
-    with policy(dtype):
+    with policy(dtype), shapes_only() if weights else nullcontext():
         network = unet_of(config, size=size, sizes=sizes)
     if tensors is not None:
         _load(network, tensors)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from unet_keras.files import Tensors
+from unet_keras.nn.abstract import fill, fill_rest
 from unet_keras.zoo.diffusers.names import OLD_PROJECTIONS, places, to_ours, to_theirs
 
 
@@ -22,7 +23,8 @@ def load(network: keras.Model, tensors: Tensors) -> None:
     for name, targets in table.items():
         array = tensors[name]
         for variable, half in targets:
-            variable.assign(to_ours(_part(array, half), variable))
+            fill(variable, to_ours(_part(array, half), variable))
+    fill_rest(network)
 
 
 def arrays_of(network: keras.Model, *, linear: bool = True, dtype: str = "float32") -> dict[str, np.ndarray]:
