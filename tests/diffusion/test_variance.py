@@ -25,7 +25,7 @@ from unet_keras import (
 from unet_keras import pixels as bytes_of_images
 from unet_keras.diffusion.variance import VLB_WEIGHT, bound, log_tail
 
-from .helpers import SHAPE, check_alike, losses, normal, pixels, standing, trainer, weights, wide
+from .helpers import check_alike, losses, normal, pixels, standing, trainer, weights, wide
 
 IMAGES = pixels(8)
 SCALED = IMAGES.astype("float32") / 127.5 - 1
@@ -234,12 +234,12 @@ def test_bound_does_not_reach_the_prediction():
 
     both, first = (backend_gradient(function, output) for function in (hybrid, simple))
     np.testing.assert_allclose(both[..., :3], first[..., :3], rtol=1e-5, atol=1e-9)
-    # And reaches v as it should: along a random direction, by differences in float32.
+    # And reaches v as it should, by differences, where the loss rises most for float32 is coarse.
     assert (first[..., 3:] == 0).all()
-    along = np.concatenate([0 * target, normal(8, *SHAPE, seed=5)], axis=-1)
-    ends = (float(hybrid(ops.convert_to_tensor(output + 0.05 * side * along))) for side in (1, -1))
+    along = np.sign(both) * np.repeat([0, 1], 3)
+    ends = (float(hybrid(ops.convert_to_tensor((output + 0.05 * side * along).astype("float32")))) for side in (1, -1))
     slope = (next(ends) - next(ends)) / 0.1
-    np.testing.assert_allclose((both * along).sum(), slope, rtol=0.02)
+    np.testing.assert_allclose(np.abs(both[..., 3:]).sum(), slope, rtol=0.01)
 
 
 def test_examples_of_weight_zero_teach_nothing():
