@@ -43,7 +43,8 @@ class DiffusionModel(AttachedModel):
     schedule      the noise of each timestep, saved with the weights
     prediction    what the network predicts: noise, velocity, clean or flow_velocity
     values        what an image's numbers are: pixels, or latents, which know no bounds
-    weight        a table (T,) of the loss's weights, e.g. ``min_snr(schedule, prediction)``; None weighs all alike
+    weight        a table (T,) of loss weights, e.g. ``min_snr(schedule, prediction)``; None weighs all alike. That of
+                  what the network learns of the variance is not changed
     encoder       prompts -> conditions, see text/: ``fit`` and ``generate`` then take lists of texts, or {"prompt":
                   texts} beside other conditions
     null, drop    conditions that mean "none", {name: one example's array}, and the probability with which training
