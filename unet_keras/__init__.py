@@ -22,6 +22,7 @@ from unet_keras.diffusion.samplers import (
     ddim,
     ddim_inversion,
     ddpm,
+    ddpm_learned,
     euler,
     euler_ancestral,
     flow_euler,
@@ -126,8 +127,8 @@ __all__ = [
     "trailing", "leading", "linspace", "karras", "exponential", "beta",
     "Values", "pixels", "latents",
     "Prediction", "noise", "velocity", "clean", "flow_velocity", "min_snr",
-    "Row", "ddpm", "ddim", "ddim_inversion", "euler", "euler_ancestral", "lcm", "flow_euler", "flow_heun",
-    "heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
+    "Row", "ddpm", "ddpm_learned", "ddim", "ddim_inversion", "euler", "euler_ancestral", "lcm", "flow_euler",
+    "flow_heun", "heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
     "lms", "plms", "deis", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "unipc",
     "classifier_free", "rescaled", "interval", "clipped", "dynamic", "unclipped",
     # text

@@ -34,6 +34,12 @@ def network(classes=None, *, shape=SHAPE, filters=4, dropout=0.0, seed=0):
     return keras.Model(inputs, layers.Conv2D(shape[-1], 3, padding="same", dtype="float32")(x))
 
 
+def wide(classes=None, **options):
+    """A tiny network of twice the image's channels, which learns the variance."""
+    inner, other = network(classes, **options), network(classes, **{**options, "seed": 1})
+    return keras.Model(inner.input, layers.Concatenate(dtype="float32")([inner.output, other(inner.input)]))
+
+
 def trainer(classes=None, *, optimizer=None, compiled=None, net=None, **options):
     """A compiled DiffusionModel of a tiny network whose weights and seed are the same at every call."""
     options = {"seed": 7, **options}

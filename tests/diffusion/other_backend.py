@@ -6,14 +6,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from unet_keras import ddim, ddpm
+from unet_keras import ddim, ddpm, ddpm_learned
 
 
 def doings(path):
     """Sample, and train two steps on a given corrupted batch."""
     model = keras.saving.load_model(path)
     found = {}
-    for sampler in (ddim, ddpm):
+    for sampler in (ddim, ddpm) if model.bound is None else (ddim, ddpm, ddpm_learned):
         options = {"steps": 10, "sampler": sampler, "seed": 5}
         *_, frame = model.denoising([0, 1, 1], guidance=2.0, **options)
         found[f"{sampler.__name__}_x"] = ops.convert_to_numpy(frame.x)

@@ -16,10 +16,12 @@ from unet_keras import (
     build_unet,
     clean,
     cosine,
+    ddpm_learned,
     flow,
     flow_velocity,
     from_preset,
     latents,
+    leading,
     noise,
     pixels,
     to_diffusers,
@@ -240,6 +242,64 @@ def test_schedules_come_back(schedule, written, tmp_path):
     assert back.prediction == clean and back.values == pixels
 
 
+# ---- learned variance -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def learned(tmp_path):
+    """A pipeline's folder, of a U-Net that learned the variance."""
+    made_of(CONFIG | {"out_channels": 6}).save_pretrained(tmp_path / "unet")
+    scheduler = DDPMScheduler(variance_type="learned_range", prediction_type="v_prediction")
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    return tmp_path
+
+
+def their_states(monkeypatch, folder, given):
+    """Sample in diffusers with a folder's network and scheduler, and the noise ``given``; channels last."""
+    unet, scheduler = (kind.from_pretrained(folder / name) for kind, name in PARTS)
+    noise = iter(torch.tensor(np.concatenate([given[:-1], 0 * given[-1:]]).transpose(0, 1, 4, 2, 3)))
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, **options: next(noise))
+    scheduler.set_timesteps(len(given) - 1)
+    x, states = next(noise), []
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(unet.eval()(x, t).sample, t, x).prev_sample
+            states.append(x.numpy().transpose(0, 2, 3, 1))
+    return states
+
+
+PARTS = (UNet2DModel, "unet"), (DDPMScheduler, "scheduler")
+
+
+def test_a_learned_variance_samples_as_in_diffusers_and_is_written_back(monkeypatch, learned, tmp_path):
+    model = from_preset(learned)
+    assert model.prediction == velocity and model.network.output_shape == (None, 8, 8, 6)
+    given = np.random.default_rng(0).standard_normal((6, 2, 8, 8, 3)).astype("float32")
+    options = {"noise": given, "steps": 5, "sampler": ddpm_learned}
+    found = [keras.ops.convert_to_numpy(f.x) for f in model.denoising(2, spacing=leading, **options)]
+    np.testing.assert_allclose(found, their_states(monkeypatch, learned, given), atol=1e-4)
+    to_diffusers(model, tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "scheduler" / "scheduler_config.json").read_text())
+    assert (config["_class_name"], config["variance_type"]) == ("DDPMScheduler", "learned_range")
+    found = [keras.ops.convert_to_numpy(f.x) for f in from_preset(tmp_path / "back").denoising(2, **options)]
+    np.testing.assert_allclose(found, their_states(monkeypatch, tmp_path / "back", given), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["fixed_small", "fixed_large"])
+def test_a_fixed_variance_says_nothing_of_training(learned, kind):
+    DDPMScheduler(variance_type=kind).save_pretrained(learned / "scheduler")
+    model = from_preset(learned)
+    assert model.network.output_shape[-1] == 6
+    assert model.generate(1, steps=2, seed=0, progress=False).shape == (1, 8, 8, 3)
+
+
+def test_latents_of_a_learned_variance_are_latents(tmp_path):
+    config = TINY["tiny Stable Diffusion"] | {"out_channels": 8, "sample_size": 8}
+    made_of(config).save_pretrained(tmp_path / "unet")
+    DDPMScheduler(variance_type="learned_range").save_pretrained(tmp_path / "scheduler")
+    assert from_preset(tmp_path).values == latents
+
+
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +406,8 @@ BOTH = r"no variable takes .1.: colour.weight. Variables that no tensor sets .1.
         (scheduler(prediction_type="flow"), "prediction_type='flow' is not known"),
         (scheduler(clip_sample_range=2.0), "clip_sample_range=2.0 is not supported"),
         (scheduler(thresholding=True), "thresholding=True is not read"),
+        (scheduler(variance_type="learned"), "variance_type='learned' is not read: there the network tells"),
+        (scheduler(variance_type="learned_range"), "needs a network with twice as many out_channels .*, got 3 and 3"),
     ],
 )
 def test_folders_that_are_refused(folder, damage, message):

@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from unet_keras.diffusion.samplers import HISTORY, Row
+from unet_keras.diffusion.variance import halves, learned
 
 
 class Frame(NamedTuple):
@@ -43,8 +44,11 @@ def make_step(network, prediction, combine, threshold, *, jit=False) -> Callable
 
     states and estimates hold the last HISTORY of them, newest first, (HISTORY, N, H, W, C) float32; ``row`` is a
     vector made by ``packed``; z is fresh noise (N, H, W, C). With ``null`` conditions, which replace the conditions in
-    the second half of a doubled batch, ``combine`` makes one output of the two.
+    the second half of a doubled batch, ``combine`` makes one output of the two. Where the network learned the
+    variance, the noise is c spread^f z; ``combine`` guides the prediction alone, and f is that of the conditions
+    (as in GLIDE, Nichol et al. 2022, and DiT, Peebles & Xie 2023).
     """
+    learns = learned(network)
 
     def ask(x, t, scale, conditions, null):
         if null is not None:
@@ -53,17 +57,19 @@ def make_step(network, prediction, combine, threshold, *, jit=False) -> Callable
         timestep = ops.broadcast_to(t, (ops.shape(x)[0],))
         outputs = network({"image": x, "timestep": timestep, **conditions}, training=False)
         output, *extras = outputs if isinstance(outputs, list | tuple) else [outputs]
-        output = ops.cast(output, "float32")
+        output, *share = halves(output) if learns else [ops.cast(output, "float32")]
         if null is None:
-            return output, extras
-        return combine(*ops.split(output, 2), scale), [ops.split(extra, 2)[0] for extra in extras]
+            return output, share, extras
+        share, extras = ([ops.split(v, 2)[0] for v in kept] for kept in (share, extras))
+        return combine(*ops.split(output, 2), scale), share, extras
 
     def step(states, estimates, row, z, conditions, null):
-        t, alpha, sigma, scale, c = (row[i] for i in range(5))
-        a, b = row[5 : 5 + HISTORY], row[5 + HISTORY :]
-        output, extras = ask(states[0], t, scale, conditions, null)
+        t, alpha, sigma, scale, c, spread = (row[i] for i in range(6))
+        a, b = row[6 : 6 + HISTORY], row[6 + HISTORY :]
+        output, share, extras = ask(states[0], t, scale, conditions, null)
         clean = threshold(prediction.estimate(states[0], output, alpha, sigma))
         estimates = ops.concatenate([clean[None], estimates[:-1]])
+        c = c * ops.power(spread, share[0]) if learns else c
         x = _weighted(a, states) + _weighted(b, estimates) + c * z
         return ops.concatenate([x[None], states[:-1]]), estimates, extras
 
@@ -75,11 +81,11 @@ def _weighted(coefficients, stack):
 
 
 def packed(row: Row, scale: float) -> np.ndarray:
-    """Write a row as the vector that the step takes: t, alpha, sigma, guidance scale, c, a (HISTORY), b (HISTORY)."""
+    """Write a row as the vector that the step takes: t, alpha, sigma, scale, c, spread, a (HISTORY), b (HISTORY)."""
     if max(len(row.a), len(row.b)) > HISTORY:
         raise ValueError(f"A row may use {HISTORY} states and estimates, got {len(row.a)} and {len(row.b)}.")
     a, b = (list(v) + [0.0] * (HISTORY - len(v)) for v in (row.a, row.b))
-    vector = np.array([*row.point, scale, row.c, *a, *b], "float32")
+    vector = np.array([*row.point, scale, row.c, row.spread, *a, *b], "float32")
     if not np.isfinite(vector).all():
         raise ValueError(f"The sampler's row at timestep {row.point.timestep:g} is not finite: {row}.")
     return vector

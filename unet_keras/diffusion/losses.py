@@ -17,6 +17,11 @@ def as_loss(loss):
     return loss if isinstance(loss, keras.losses.Loss) else FunctionLoss(loss)
 
 
+def weighted_mean(values, sample_weight=None):
+    """Average the values of examples (B,) as Keras averages losses: weighted, and scaled for replicas."""
+    return FunctionLoss(lambda values, _: values)(values, values, sample_weight)
+
+
 def portable(config):
     """Name optimizers by Keras's public module: on torch it writes torch's own, which no other backend can run."""
     if not isinstance(config, dict):

@@ -16,13 +16,14 @@ from unet_keras.diffusion.attached import AttachedModel
 from unet_keras.diffusion.dropping import Dropping
 from unet_keras.diffusion.guidance import classifier_free
 from unet_keras.diffusion.inputs import Inputs
-from unet_keras.diffusion.losses import as_loss, portable
+from unet_keras.diffusion.losses import as_loss, portable, weighted_mean
 from unet_keras.diffusion.options import check_options
 from unet_keras.diffusion.predictions import Prediction, noise
 from unet_keras.diffusion.samplers import ddim
-from unet_keras.diffusion.schedules import Schedule, linear, trailing
+from unet_keras.diffusion.schedules import Schedule, linear, look_up, trailing
 from unet_keras.diffusion.seeds import derived, next_seed
 from unet_keras.diffusion.values import Values, pixels
+from unet_keras.diffusion.variance import VLB_WEIGHT, bound, check_rows, halves, learned
 
 TABLES = ("schedule", "prediction", "values", "encoder")
 """The parts that are written into a model's configuration whole."""
@@ -37,11 +38,13 @@ class DiffusionModel(AttachedModel):
         model.fit(images, epochs=100)                     # uint8, or floats in [-1, 1]
         pictures = model.generate(16)                     # uint8 (16, 32, 32, 3)
 
-    network       a functional keras.Model with inputs ``image`` and ``timestep``, and one for each condition
+    network       a functional keras.Model with inputs ``image`` and ``timestep``, and one for each condition. One that
+                  gives twice the image's channels learns the variance too, for ``ddpm_learned``: see variance.py
     schedule      the noise of each timestep, saved with the weights
     prediction    what the network predicts: noise, velocity, clean or flow_velocity
     values        what an image's numbers are: pixels, or latents, which know no bounds
-    weight        a table (T,) of loss weights, e.g. ``min_snr(schedule, prediction)``; None weighs all alike
+    weight        a table (T,) of loss weights, e.g. ``min_snr(schedule, prediction)``; None weighs all alike. That of
+                  what the network learns of the variance is not changed
     encoder       prompts -> conditions, see text/: ``fit`` and ``generate`` then take lists of texts, or {"prompt":
                   texts} beside other conditions
     null, drop    conditions that mean "none", {name: one example's array}, and the probability with which training
@@ -51,8 +54,8 @@ class DiffusionModel(AttachedModel):
                   use; it is warmed up as min(ema, (1 + n) / (10 + n)) at update n. None keeps no average
     seed          of timesteps, noise and drops in training; drawn from Python's generator unless given
 
-    Raises ValueError for a network without these inputs, for tables of the wrong length, null conditions that the
-    network does not take, and where noise is to be predicted at a timestep without any image (alpha = 0).
+    Raises ValueError for a network without these inputs or with other channels, for tables of the wrong length, null
+    conditions that the network does not take, and where noise is to be predicted without any image (alpha = 0).
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class DiffusionModel(AttachedModel):
         self.named_inputs = Inputs(network, encoder, values)
         self.dropping = Dropping(self.named_inputs, dict(null or {}), drop)
         check_options(self)
+        self.bound = bound(schedule, prediction, values.bounded) if learned(network) else None
         self.guidance_gap = keras.metrics.Mean(name="guidance_gap") if self.dropping.shares else None
         self.train_noise = keras.random.SeedGenerator(derived(self.seed, 0), name="train_noise")
         self.val_noise = keras.random.SeedGenerator(derived(self.seed, 1), name="val_noise")
@@ -137,27 +141,37 @@ class DiffusionModel(AttachedModel):
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        weight = sample_weight
+        if self.weight is not None:
+            weight = look_up(self.weight, x["timestep"], 1) * (1.0 if weight is None else weight)
         # Flat, so that the loss of an example is one number and weights (B,) mean what they say; a Loss object, which
         # computes in float32 and scales for replicas.
-        flat = [ops.reshape(v, (ops.shape(v)[0], -1)) for v in (y, y_pred)]
-        return sum(self.losses, start=self.noise_loss(*flat, sample_weight))
+        flat = [ops.reshape(v, (ops.shape(v)[0], -1)) for v in (y, self._predicted(y_pred))]
+        loss = sum(self.losses, start=self.noise_loss(*flat, weight))
+        if self.bound is None:
+            return loss
+        return loss + VLB_WEIGHT * weighted_mean(self.bound(x, y, y_pred), sample_weight)
+
+    def _predicted(self, output):
+        """What an output says of the image, without what it says of the variance."""
+        return output if self.bound is None else halves(output)[0]
 
     def corrupted(self, data, generator, dropping=None):
-        """Turn a batch into (inputs, target, weight): steps 2 to 4 of DDPM's training (Ho et al. 2020, algorithm 1)."""
+        """Turn a batch into (inputs, target, weight): steps 2 to 4 of DDPM's training (Ho et al. 2020, algorithm 1).
+
+        The weight is the example's own; that of its timestep belongs to the loss.
+        """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         images, conditions = self.named_inputs.unpack(x, y)
         clean = self.values.given(images)
         count = ops.shape(clean)[0]
         t = keras.random.randint((count,), 0, len(self.schedule), dtype="int32", seed=next_seed(generator))
         eps = keras.random.normal(ops.shape(clean), dtype="float32", seed=next_seed(generator))
-        alpha, sigma = (_look_up(table, t, len(clean.shape)) for table in (self.schedule.alpha, self.schedule.sigma))
+        alpha, sigma = (look_up(table, t, len(clean.shape)) for table in (self.schedule.alpha, self.schedule.sigma))
         if dropping is not None:
             conditions = dropping.dropped(conditions, generator)
         if sample_weight is not None:  # Keras repeats it for each of y's entries
             sample_weight = ops.cast(keras.tree.flatten(sample_weight)[0], "float32")
-        if self.weight is not None:
-            weight = _look_up(self.weight, t, 1)
-            sample_weight = weight if sample_weight is None else weight * sample_weight
         inputs = {"image": alpha * clean + sigma * eps, "timestep": ops.cast(t, "float32"), **conditions}
         return inputs, self.prediction.target(clean, eps, alpha, sigma), sample_weight
 
@@ -207,7 +221,7 @@ class DiffusionModel(AttachedModel):
         if gap is None:
             return
         pair = (inputs, self.dropping.without(inputs))
-        given, bare = (ops.cast(self.averaged(x, training=False), "float32") for x in pair)
+        given, bare = (ops.cast(self._predicted(self.averaged(x, training=False)), "float32") for x in pair)
         gap.update_state(ops.sqrt(ops.mean(ops.square(given - bare)) / ops.mean(ops.square(given))))
 
     def _update_average(self):
@@ -303,7 +317,7 @@ class DiffusionModel(AttachedModel):
         progress      show a progress bar once sampling takes more than a few seconds
 
         Raises ValueError for conditions that the network does not take or lacks, steps outside 1 ... T, negative
-        guidance, and guidance of a model that was not trained with dropped conditions.
+        guidance, guidance of a model that was not trained with dropped conditions, and a variance not learned.
         """
         chosen = {"steps": steps, "sampler": sampler, "spacing": spacing, "size": size, "seed": seed, "noise": noise}
         chosen |= {"guidance": guidance, "negative": negative, "combine": combine, "threshold": threshold}
@@ -322,7 +336,9 @@ class DiffusionModel(AttachedModel):
 
     def _request(self, conditions, **options):
         options["threshold"] = options.get("threshold") or self.values.threshold
-        return sampling.request(self.named_inputs, self.schedule, self.dropping.learned, conditions, **options)
+        asked = sampling.request(self.named_inputs, self.schedule, self.dropping.learned, conditions, **options)
+        check_rows(asked.rows, self.bound is not None)
+        return asked
 
     def _step(self, asked, network=None):
         """The compiled step that a request needs, compiled once."""
@@ -372,11 +388,6 @@ class DiffusionModel(AttachedModel):
         super().load_own_variables(store)
         for v, state in zip(self._generators(), states, strict=True):
             v.assign(state.astype(keras.backend.standardize_dtype(v.dtype)))
-
-
-def _look_up(table, t, rank):
-    values = ops.take(ops.convert_to_tensor(table.astype("float32")), t, axis=0)
-    return ops.reshape(values, (-1,) + (1,) * (rank - 1))
 
 
 def _state(pairs):

@@ -2,6 +2,7 @@
 
 With D_n the denoised estimate at row n, every sampler is
     x_{n+1} = sum_k a[k] x_{n-k} + sum_k b[k] D_{n-k} + c z_n,    z_n ~ N(0, I)
+(times spread^f, with f the network's, where the variance is learned)
 computed ahead in float64; loop.py runs the rows. ``points`` holds the steps' beginnings, noisiest first, and then the
 place to end at. A sampler of your own is a function from points to rows, with up to HISTORY coefficients.
 
@@ -27,6 +28,7 @@ class Row(NamedTuple):
     a: tuple[float, ...]  # of x_n, x_{n-1} ...
     b: tuple[float, ...]  # of D_n, D_{n-1} ...
     c: float = 0.0  # of z_n
+    spread: float = 1.0  # c is multiplied by spread^f, where the network tells f: see variance.py
 
 
 Sampler = Callable[[Sequence[Point]], list[Row]]
@@ -51,6 +53,15 @@ def ddpm(points: Sequence[Point], *, variance: float = 0.0) -> list[Row]:
         b = there.alpha * beta / here.sigma**2
         rows.append(Row(here, (a,), (b,), sqrt(beta) * sqrt(ratio) ** (1 - variance) if there.sigma else 0.0))
     return rows
+
+
+def ddpm_learned(points: Sequence[Point]) -> list[Row]:
+    """Ancestral sampling with the variance that the network learned (Nichol & Dhariwal 2021, equation 15). One call.
+
+    The network's f leads from beta-tilde, at 0, to beta, at 1, both of the points visited: see variance.py.
+    """
+    steps = zip(ddpm(points), pairwise(points), strict=True)
+    return [row._replace(spread=here.sigma / there.sigma) if row.c else row for row, (here, there) in steps]
 
 
 def ddim(points: Sequence[Point], *, eta: float = 0.0) -> list[Row]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+from keras import ops
 
 
 class Point(NamedTuple):
@@ -168,6 +169,12 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """Shift and scale alpha so that the last timestep is pure noise (Lin et al. 2024, algorithm 1)."""
     first, last = schedule.alpha[0], schedule.alpha[-1]
     return from_alpha_bar(((schedule.alpha - last) * first / (first - last)) ** 2)
+
+
+def look_up(table: np.ndarray, t, rank: int):
+    """Give the entries of a table (T,) at whole timesteps t (B,), float32, shaped to go with tensors of a rank."""
+    values = ops.take(ops.convert_to_tensor(table.astype("float32")), ops.cast(t, "int32"), axis=0)
+    return ops.reshape(values, (-1,) + (1,) * (rank - 1))
 
 
 # ---- spacings: which timesteps a sampler visits, from the noisiest down ----------------------------------------------

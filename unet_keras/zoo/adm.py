@@ -2,6 +2,11 @@
 
 Modulation after the norm, resampling in residual blocks, attention with heads at 32 x 32, 16 x 16 and 8 x 8. Twice as
 many channels come out as go in: the noise, and where the variance lies between its bounds (Nichol & Dhariwal 2021).
+DiffusionModel sees that and trains both:
+
+    model = DiffusionModel(adm_imagenet64(), cosine())    # the larger ones: linear()
+    model.fit(images, labels)
+    model.generate(labels, steps=250, sampler=ddpm_learned)
 """
 
 from functools import partial

@@ -17,7 +17,7 @@ from unet_keras.zoo.diffusers import weights
 from unet_keras.zoo.diffusers.config import CONDITIONAL, complete
 from unet_keras.zoo.diffusers.describe import config_of
 from unet_keras.zoo.diffusers.network import SIZES, unet_of
-from unet_keras.zoo.diffusers.scheduler import read_schedule, read_threshold, scheduler_config
+from unet_keras.zoo.diffusers.scheduler import check_variance, read_schedule, read_threshold, scheduler_config
 
 STEM = "diffusion_pytorch_model"
 SCHEDULER = "scheduler_config.json"
@@ -90,7 +90,7 @@ def _of_scheduler(path, folder, config, has_codec):
     """The options of DiffusionModel that a scheduler's file says."""
     places = [path / "scheduler" / SCHEDULER, path / SCHEDULER, folder.parent / "scheduler" / SCHEDULER]
     found = next((place for place in places if place.is_file()), None)
-    latent = has_codec or (config["_class_name"] == CONDITIONAL and config["out_channels"] == 4)
+    latent = has_codec or (config["_class_name"] == CONDITIONAL and config["out_channels"] in (4, 8))
     if found is None:
         warnings.warn(
             f"{path} has no {SCHEDULER}: the linear schedule and noise prediction stand, unless given as options.",
@@ -101,6 +101,7 @@ def _of_scheduler(path, folder, config, has_codec):
     try:
         schedule, prediction = read_schedule(scheduler)
         threshold = read_threshold(scheduler)
+        check_variance(scheduler, (config["in_channels"], config["out_channels"]))
     except ValueError as error:
         raise ValueError(f"{found}: {error}") from error
     values = Values(not latent, clipped if threshold is clipped and not latent else unclipped)
@@ -110,7 +111,8 @@ def _of_scheduler(path, folder, config, has_codec):
 def to_diffusers(model: DiffusionModel, folder: str | os.PathLike, *, dtype: str = "float32") -> Path:
     """Write a model as a folder that diffusers opens and that computes the same; returns the folder.
 
-    ``unet/`` holds the averaged weights where an average is kept, ``scheduler/`` the schedule as a DDIMScheduler's.
+    ``unet/`` holds the averaged weights where an average is kept, ``scheduler/`` the schedule as a DDIMScheduler's,
+    or a DDPMScheduler's where the network learned the variance.
     Raises ValueError for a network, a schedule or a prediction that diffusers cannot say.
     """
     from safetensors.numpy import save_file

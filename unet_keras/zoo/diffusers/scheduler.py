@@ -17,6 +17,7 @@ from unet_keras.diffusion.schedules import (
     sigmoid,
     zero_terminal_snr,
 )
+from unet_keras.diffusion.variance import learned
 
 VARIANCE_PRESERVING = (
     "DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "DDIMInverse", "PNDM", "LMSDiscrete", "EulerDiscrete",
@@ -76,6 +77,21 @@ def read_threshold(config: dict):
     return clipped if clip else unclipped
 
 
+def check_variance(config: dict, channels: tuple[int, int]):
+    """Raise ValueError unless a network of these channels, in and out, gives the variance that is asked of it."""
+    kind = config.get("variance_type")
+    if kind == "learned":
+        raise ValueError(
+            "variance_type='learned' is not read: there the network tells the variance itself, here where it lies "
+            "between its bounds. Set 'learned_range' if that is what it does, or 'fixed_small' to use the image alone."
+        )
+    if kind == "learned_range" and channels[1] != 2 * channels[0]:
+        raise ValueError(
+            f"variance_type='learned_range' needs a network with twice as many out_channels as in_channels, got "
+            f"{channels[1]} and {channels[0]}: set 'fixed_small' if it has not learned the variance."
+        )
+
+
 def _kind(config):
     name = str(config.get("_class_name"))
     kind = name.removesuffix("Scheduler")
@@ -88,6 +104,8 @@ def _kind(config):
 def scheduler_config(model) -> dict:
     """Write a model's schedule, prediction and clipping as the configuration of a DDIMScheduler.
 
+    Where the network learned the variance it is a DDPMScheduler's, which uses it.
+
     Raises ValueError where theirs cannot say it: a prediction of another kind, or variance that is not preserved.
     """
     schedule = model.schedule
@@ -96,13 +114,15 @@ def scheduler_config(model) -> dict:
         raise ValueError(f"diffusers' schedulers cannot say this prediction: it must be one of {list(PREDICTIONS)}.")
     if np.abs(schedule.alpha**2 + schedule.sigma**2 - 1).max() > 1e-6:
         raise ValueError("diffusers' schedulers need alpha^2 + sigma^2 = 1, which this schedule does not keep.")
+    kind = {"_class_name": "DDIMScheduler", "set_alpha_to_one": True}
+    if learned(model.network):
+        kind = {"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
     return {
-        "_class_name": "DDIMScheduler",
+        **kind,
         "num_train_timesteps": len(schedule),
         **_betas(schedule),
         "prediction_type": named[0],
         "clip_sample": model.values.threshold is clipped,
-        "set_alpha_to_one": True,
         "steps_offset": 0,
         "timestep_spacing": "trailing",
     }
