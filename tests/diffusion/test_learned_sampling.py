@@ -178,7 +178,7 @@ def test_guidance_leads_the_prediction_and_leaves_the_variance_to_the_conditions
     row, (_, alpha, sigma) = ddpm_learned(LINEAR.points(timesteps))[0], LINEAR.at(500)
     x, y = given[0], labels[:, None, None, None]
     both = eps(x, alpha, sigma) + 0.2 * y, eps(x, alpha, sigma) + 0.4
-    guided = numpy(combine(*map(ops.convert_to_tensor, both), 3.0))
+    guided = numpy(combine(*(ops.convert_to_tensor(output, "float32") for output in both), 3.0))
     share = (v(x, alpha) * (1 - 0.4 * y) + 1) / 2
     expected = row.a[0] * x + row.b[0] * (x - sigma * guided) / alpha + row.c * row.spread**share * given[1]
     np.testing.assert_allclose(found, expected, atol=2e-5)

@@ -210,7 +210,7 @@ def both_losses(model, data):
     return [(v * (1 if weight is None else numpy(weight))).mean() for v in (errors, VLB_WEIGHT * bits)]
 
 
-@pytest.mark.parametrize("weight", [None, min_snr(linear(), noise)], ids=["plain", "min_snr"])
+@pytest.mark.parametrize("weight", [None, min_snr(linear(), noise, 0.1)], ids=["plain", "min_snr"])
 @pytest.mark.parametrize("sample_weight", [None, WEIGHT], ids=["alike", "weighted"])
 def test_loss_is_the_sum_of_both(weight, sample_weight):
     """The table of timesteps weighs L_simple alone."""
