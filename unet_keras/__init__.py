@@ -89,11 +89,13 @@ from unet_keras.nn.unet import (
 from unet_keras.pipeline import Attended, attention
 from unet_keras.text import BertEncoder, ClipEncoder, T5Encoder, TokenEncoder, cached
 from unet_keras.zoo import (
+    Cost,
     adm,
     adm_imagenet64,
     adm_imagenet128,
     adm_imagenet256,
     adm_imagenet512,
+    cost,
     ddpm_256,
     ddpm_cifar10,
     from_preset,
@@ -138,7 +140,7 @@ __all__ = [
     "adm", "adm_imagenet64", "adm_imagenet128", "adm_imagenet256", "adm_imagenet512",
     "stable_diffusion_1", "stable_diffusion_2", "stable_diffusion_xl",
     "stable_diffusion_inpainting", "instruct_pix2pix",
-    "from_preset", "preset_names", "save_preset", "to_diffusers",
+    "from_preset", "preset_names", "save_preset", "to_diffusers", "cost", "Cost",
     "load_emoji", "emoji_table", "emoji_captions", "Redrawn", "image_folder", "by_label",
     "plots", "SampleGrid",
 ]  # fmt: skip

@@ -1,11 +1,11 @@
-"""The command line: ``unet-keras train``, ``sample`` and ``export``."""
+"""The command line: ``unet-keras train``, ``sample``, ``export``, ``convert`` and ``presets``."""
 
 import argparse
 import sys
 
-from unet_keras.cli import export, sample, train
+from unet_keras.cli import convert, export, presets, sample, train
 
-COMMANDS = {"train": train, "sample": sample, "export": export}
+COMMANDS = {"train": train, "sample": sample, "export": export, "convert": convert, "presets": presets}
 
 
 def main(argv=None) -> int:

@@ -50,7 +50,7 @@ def from_preset(name: str | os.PathLike, **options):
         return from_folder(fetch(str(name), options.get("variant"), options.get("weights", True)), **options)
     if str(name) in PUBLISHED and not Path(name).exists():
         return from_published(str(name), **options)
-    path = _located(name)
+    path = located(name)
     if path.is_dir() and is_folder(path):
         return from_folder(path, **options)
     if options:
@@ -67,7 +67,7 @@ def from_preset(name: str | os.PathLike, **options):
 
 def preset_facts(name: str | os.PathLike) -> dict:
     """Read what a preset says of itself, e.g. ``class_names``; nothing for a ``.keras`` file."""
-    path = _located(name)
+    path = located(name)
     return _read_config(path).get("about", {}) if (path / CONFIG).is_file() else {}
 
 
@@ -92,7 +92,8 @@ def save_preset(model, folder: str | os.PathLike, *, about: dict | None = None, 
     return folder
 
 
-def _located(name):
+def located(name: str | os.PathLike) -> Path:
+    """Find a preset, shipped or on a disk. Raises ValueError, with the names that there are, where there is none."""
     path = Path(name)
     if path.exists():
         return path

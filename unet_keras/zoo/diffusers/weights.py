@@ -28,12 +28,19 @@ def load(network: keras.Model, tensors: Tensors) -> None:
 
 
 def arrays_of(network: keras.Model, *, linear: bool = True, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Give a network's weights as diffusers names and shapes them. ``linear`` as in ``to_theirs``."""
+    """Give a network's weights as diffusers names and shapes them. ``linear`` as in ``to_theirs``.
+
+    Raises ValueError for weights that ``dtype`` cannot hold.
+    """
     arrays = {}
     for name, targets in _by_tensor(network).items():
         parts = []
         for variable, _ in sorted(targets, key=lambda target: target[1] or 0):
-            array = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32")).astype(dtype)
+            array = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32"))
+            with np.errstate(over="ignore"):
+                array = array.astype(dtype)
+            if not np.isfinite(array).all():
+                raise ValueError(f"dtype={dtype!r} cannot hold the weights {variable.path}: use float32.")
             parts.append(to_theirs(array, variable.path, linear=linear))
         arrays[name] = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return arrays
