@@ -95,12 +95,11 @@ def test_bad_input_to_convert_is_told_in_one_line(arguments, said, folder, tmp_p
 
 
 def test_the_table_has_every_network(capsys, monkeypatch):
-    few = {name: command.PUBLISHED[name] for name in ("ddpm-cifar10", "stable-diffusion-inpainting")}
+    few = {name: command.PUBLISHED[name] for name in ("ddpm-cifar10", "stable-diffusion-inpainting", "adm-imagenet64")}
     monkeypatch.setattr(command, "PUBLISHED", few)
-    monkeypatch.setattr(command, "WITHOUT_WEIGHTS", {"adm-imagenet64": None})
     assert cli.main(["presets"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:-3]}
-    assert list(rows) == [*preset_names(), *few, "adm-imagenet64"]
+    assert list(rows) == [*preset_names(), *few]
     assert "35,746,307" in rows["ddpm-cifar10"] and "136 MiB" in rows["ddpm-cifar10"]
     assert "32 x 32 x 3" in rows["ddpm-cifar10"] and "timestep" in rows["ddpm-cifar10"]
     assert "64 x 64 x 4 " in rows["stable-diffusion-inpainting"]

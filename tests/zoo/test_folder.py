@@ -247,8 +247,11 @@ def test_schedules_come_back(schedule, written, tmp_path):
 
 @pytest.fixture
 def learned(tmp_path):
-    """A pipeline's folder, of a U-Net that learned the variance."""
-    made_of(CONFIG | {"out_channels": 6}).save_pretrained(tmp_path / "unet")
+    """A pipeline's folder, of a U-Net whose v lies about where a trained one's does: it stands in an exponent."""
+    unet = made_of(CONFIG | {"out_channels": 6})
+    with torch.no_grad():
+        unet.conv_out.weight /= 4
+    unet.save_pretrained(tmp_path / "unet")
     scheduler = DDPMScheduler(variance_type="learned_range", prediction_type="v_prediction")
     scheduler.save_pretrained(tmp_path / "scheduler")
     return tmp_path
@@ -414,6 +417,15 @@ def test_folders_that_are_refused(folder, damage, message):
     damage(folder)
     with pytest.raises(ValueError, match=message):
         from_preset(folder)
+
+
+def test_networks_without_published_weights():
+    model = from_preset("slides", weights=False, seed=1)
+    assert model.network.count_params() == 32_627_523 and model.seed == 1
+    with pytest.raises(ValueError, match="adm-imagenet64 was published with no weights that can be read"):
+        from_preset("adm-imagenet64")
+    with pytest.raises(ValueError, match=r"slides without weights takes no \['size'\]"):
+        from_preset("slides", weights=False, size=32)
 
 
 def test_options_that_nothing_takes():

@@ -3,7 +3,7 @@
 import keras
 
 from unet_keras.zoo.costs import cost
-from unet_keras.zoo.outline import WITHOUT_WEIGHTS, outline
+from unet_keras.zoo.outline import outline
 from unet_keras.zoo.presets import SHIPPED, WEIGHTS, preset_names
 from unet_keras.zoo.published import PUBLISHED
 
@@ -42,15 +42,17 @@ def presets(arguments) -> None:
 def _table():
     """A row as soon as its network is built, on shapes alone."""
     print(ROW.format("name", "parameters", "image", "weights", "conditions"))
-    for name in (*preset_names(), *PUBLISHED, *WITHOUT_WEIGHTS):
+    for name in (*preset_names(), *PUBLISHED):
         network = outline(name)
         shipped = SHIPPED / name / WEIGHTS
         size = _memory(shipped.stat().st_size if shipped.is_file() else 4 * network.count_params())
-        size = "none *" if name in WITHOUT_WEIGHTS else size
+        size = "none *" if name in PUBLISHED and PUBLISHED[name].source is None else size
         row = name, f"{network.count_params():,}", _shape(_image(network)), size, _conditions(network)
         print(ROW.format(*row), flush=True)
-    print("\nweights: on disk, published ones in float32. * Published in no form that is read: `unet_keras.adm_...()`")
-    print("builds the network, and it is yours to train.")
+    print(
+        "\nweights: on disk, published ones in float32. * Published in no form that can be read: yours to train, with"
+    )
+    print("from_preset(name, weights=False).")
 
 
 def _told(found, network, arguments):

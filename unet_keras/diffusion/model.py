@@ -23,7 +23,7 @@ from unet_keras.diffusion.samplers import ddim
 from unet_keras.diffusion.schedules import Schedule, linear, look_up, trailing
 from unet_keras.diffusion.seeds import derived, next_seed
 from unet_keras.diffusion.values import Values, pixels
-from unet_keras.diffusion.variance import VLB_WEIGHT, bound, check_rows, halves, learned
+from unet_keras.diffusion.variance import VLB_WEIGHT, bound, check_channels, check_rows, halves, learned
 
 TABLES = ("schedule", "prediction", "values", "encoder")
 """The parts that are written into a model's configuration whole."""
@@ -54,8 +54,8 @@ class DiffusionModel(AttachedModel):
                   use; it is warmed up as min(ema, (1 + n) / (10 + n)) at update n. None keeps no average
     seed          of timesteps, noise and drops in training; drawn from Python's generator unless given
 
-    Raises ValueError for a network without these inputs or with other channels, for tables of the wrong length, null
-    conditions that the network does not take, and where noise is to be predicted without any image (alpha = 0).
+    Raises ValueError for a network without these inputs, for tables of the wrong length, null conditions that the
+    network does not take, and where noise is to be predicted without any image (alpha = 0).
     """
 
     def __init__(
@@ -114,9 +114,11 @@ class DiffusionModel(AttachedModel):
     def compile(self, optimizer="adam", loss=None, **kwargs):
         """Set the optimizer, and the loss between target and output (mean squared error), as in ``keras.Model``.
 
-        Raises ValueError for metrics, which Keras builds before it knows the network's inputs, and for an optimizer
-        that keeps its own average (it would overwrite the weights when ``fit`` ends; this model keeps one).
+        Raises ValueError for metrics, which Keras builds before it knows the network's inputs, for an optimizer that
+        keeps its own average (it would overwrite the weights when ``fit`` ends; this model keeps one), and for a
+        network that gives other channels than its images have.
         """
+        check_channels(self.network)
         if kwargs.get("metrics") or kwargs.get("weighted_metrics"):
             raise ValueError("metrics are not taken by DiffusionModel.compile: use a callback, or validation's loss.")
         optimizer = keras.optimizers.get(optimizer)
@@ -336,6 +338,7 @@ class DiffusionModel(AttachedModel):
 
     def _request(self, conditions, **options):
         options["threshold"] = options.get("threshold") or self.values.threshold
+        check_channels(self.network)
         asked = sampling.request(self.named_inputs, self.schedule, self.dropping.learned, conditions, **options)
         check_rows(asked.rows, self.bound is not None)
         return asked

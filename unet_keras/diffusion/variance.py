@@ -27,18 +27,25 @@ HALF_BIN = 1 / 255
 
 
 def learned(network) -> bool:
-    """Tell whether a network gives v beside its prediction.
+    """Tell whether a network gives v beside its prediction: whether its first output has twice the image's channels."""
+    given, wanted = _given_and_wanted(network)
+    return wanted is not None and given == 2 * wanted
 
-    Raises ValueError unless its first output has as many channels as ``image``, or twice as many.
-    """
-    image, output = network.input["image"].shape, network.outputs[0].shape
-    given, wanted = (shape[_channels()] if len(shape) == 4 else None for shape in (output, image))
-    if len(output) != 4 or (given is not None and given not in (wanted, 2 * wanted)):
+
+def check_channels(network):
+    """Raise ValueError unless the first output has as many channels as ``image``, or twice as many."""
+    given, wanted = _given_and_wanted(network)
+    if given != wanted and not learned(network):
         raise ValueError(
             f"network must give as many channels as its images have, or twice as many to learn the variance: {wanted} "
-            f"or {2 * wanted}; got an output of shape {tuple(output)}. See build_unet(..., out_channels=...)."
+            f"or {2 * wanted}; got an output of shape {tuple(network.outputs[0].shape)}. See build_unet(..., "
+            "out_channels=...)."
         )
-    return given == 2 * wanted
+
+
+def _given_and_wanted(network):
+    shapes = network.outputs[0].shape, network.input["image"].shape
+    return tuple(shape[_channels()] if len(shape) == 4 else None for shape in shapes)
 
 
 def halves(output):

@@ -157,7 +157,7 @@ def _through(network, inputs, note):
 
 def _inputs(network, batch, size, tokens):
     """The network's inputs as KerasTensors without open sizes."""
-    if not isinstance(network, keras.Model) or not network.inputs:
+    if not getattr(network, "inputs", None):
         raise ValueError(f"{network!r} is not a functional keras.Model: its inputs are not known.")
     pair = size if isinstance(size, tuple | list) else (size, size)
     if size is not None and (len(pair) != 2 or any(isinstance(n, bool) or n != int(n) or n < 1 for n in pair)):

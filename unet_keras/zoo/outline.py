@@ -8,32 +8,23 @@ from pathlib import Path
 import keras
 
 from unet_keras.files import read_json
-from unet_keras.zoo.adm import adm_imagenet64, adm_imagenet128, adm_imagenet256, adm_imagenet512
+from unet_keras.nn.abstract import shapes_only
 from unet_keras.zoo.diffusers.folder import fetch, is_folder, policy
 from unet_keras.zoo.diffusers.network import SIZES, unet_of
 from unet_keras.zoo.presets import CONFIG, located
 from unet_keras.zoo.published import PUBLISHED
 
-WITHOUT_WEIGHTS = {
-    "adm-imagenet64": adm_imagenet64,
-    "adm-imagenet128": adm_imagenet128,
-    "adm-imagenet256": adm_imagenet256,
-    "adm-imagenet512": adm_imagenet512,
-}
-"""Networks whose published weights are in no form that ``from_preset`` reads."""
-
 
 def outline(name: str | os.PathLike, *, dtype: str | None = None) -> keras.Model:
-    """Build the network of a preset without its weights: of any name or path that ``from_preset`` takes, or of ADM's.
+    """Build the network of a preset without its weights: of any name or path that ``from_preset`` takes.
 
     dtype     the policy to build with, for networks that are not saved with one; Keras's own unless given
 
     The network's variables have shapes and no values. Raises ValueError for a name that is none, and for a dtype that
     is asked of a network saved with its own.
     """
-    build = WITHOUT_WEIGHTS.get(str(name)) or (PUBLISHED[str(name)].build if str(name) in PUBLISHED else None)
-    if build is not None and not Path(name).exists():
-        return _built(build, dtype)
+    if str(name) in PUBLISHED and not Path(name).exists():
+        return _built(PUBLISHED[str(name)].build, dtype)
     path = fetch(str(name), weights=False) if str(name).startswith("hf://") else located(name)
     if path.is_dir() and is_folder(path):
         folder = path / "unet" if (path / "unet").is_dir() else path
@@ -49,7 +40,7 @@ def outline(name: str | os.PathLike, *, dtype: str | None = None) -> keras.Model
 
 
 def _built(build, dtype):
-    with policy(dtype), keras.StatelessScope(initialize_variables=False):
+    with policy(dtype), shapes_only():
         return build()
 
 
