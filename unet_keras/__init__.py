@@ -47,6 +47,7 @@ from unet_keras.diffusion.schedules import (
     zero_terminal_snr,
 )
 from unet_keras.diffusion.values import Values, latents, pixels
+from unet_keras.lora import enable_lora, merge_lora
 from unet_keras.nn.blocks import (
     conv_block,
     conv_transpose,
@@ -100,8 +101,10 @@ from unet_keras.zoo import (
     ddpm_cifar10,
     from_preset,
     instruct_pix2pix,
+    load_lora,
     patch_unet,
     preset_names,
+    save_lora,
     save_preset,
     small_unet,
     stable_diffusion_1,
@@ -133,6 +136,8 @@ __all__ = [
     "flow_heun", "heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
     "lms", "plms", "deis", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "unipc",
     "classifier_free", "rescaled", "interval", "clipped", "dynamic", "unclipped",
+    # fine-tuning
+    "enable_lora", "merge_lora", "save_lora", "load_lora",
     # text
     "TokenEncoder", "ClipEncoder", "T5Encoder", "BertEncoder", "cached", "attention", "Attended",
     # ready networks, data, pictures

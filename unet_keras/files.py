@@ -36,6 +36,7 @@ class Tensors:
 
     ``variant``, e.g. "fp16", picks ``stem.fp16.safetensors``; unless given, the plain file, or the one variant that is
     there. Raises ValueError where the files are missing, cut off, pickled, or not those that the index names.
+    ``metadata`` holds the texts that the files carry beside.
     """
 
     def __init__(self, folder, stem: str = "model", variant: str | None = None):
@@ -44,10 +45,12 @@ class Tensors:
         except ImportError as error:
             raise ImportError("Reading weights needs safetensors: pip install unet-keras[hub].") from error
         self.folder, self._files, self._shapes, self._open = Path(folder), {}, {}, safe_open
+        self.metadata = {}
         files, listed = _weight_files(self.folder, stem, variant)
         for path in files:
             try:
                 with safe_open(path, framework="np") as file:
+                    self.metadata |= file.metadata() or {}
                     for name in file.keys():
                         self._files[name], self._shapes[name] = path, tuple(file.get_slice(name).get_shape())
             except (SafetensorError, OSError) as error:

@@ -6,10 +6,15 @@ in between, or the user interrupts, they attach an older state, which the step m
 """
 
 import keras
+import numpy as np
+from keras import ops
 
 
 class AttachedModel(keras.Model):
-    """A keras.Model that is left with its current values by whatever ends its training, evaluation or prediction."""
+    """A keras.Model that is left with its current values by whatever ends its training, evaluation or prediction.
+
+    Its files hold them too, and the states of its random generators, so that training goes on as if never interrupted.
+    """
 
     def attach(self):
         """Give the model's variables their current values, also in the middle of ``fit``."""
@@ -62,6 +67,26 @@ class AttachedModel(keras.Model):
             return logs, state
 
         return attaching
+
+    # ---- files ------------------------------------------------------------------------------------------------------
+
+    def _generators(self):
+        """The random generators' states, Dropout's included: Keras's own files leave them out."""
+        weights = {id(v) for v in self.weights}
+        return [v for v in self.non_trainable_variables if id(v) not in weights]
+
+    def save_own_variables(self, store):
+        self.attach()
+        super().save_own_variables(store)
+        store["generators"] = np.stack([ops.convert_to_numpy(v).astype("int64") for v in self._generators()])
+
+    def load_own_variables(self, store):
+        self.attach()  # or fit would go on from the values before
+        store = {key: store[key] for key in store.keys()}
+        states = np.asarray(store.pop("generators"))
+        super().load_own_variables(store)
+        for v, state in zip(self._generators(), states, strict=True):
+            v.assign(state.astype(keras.backend.standardize_dtype(v.dtype)))
 
 
 def _named(state):

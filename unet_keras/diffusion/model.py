@@ -357,6 +357,15 @@ class DiffusionModel(AttachedModel):
 
         return step
 
+    def renew(self):
+        """Forget what was compiled, as the network has other variables now; a compiled model gets a new optimizer."""
+        self._steps.clear()
+        self.train_function = self.test_function = self.predict_function = None
+        if self.ema_network is not None:
+            self.ema_step.assign(0)
+        if self.compiled:
+            self.compile_from_config(self.get_compile_config())
+
     # ---- saving ----------------------------------------------------------------------------------------------------
 
     def get_config(self):
@@ -373,24 +382,6 @@ class DiffusionModel(AttachedModel):
     def from_config(cls, config):
         parts = {k: keras.saving.deserialize_keras_object(config[k]) for k in ("network", *TABLES) if k in config}
         return cls(**{**config, **parts})
-
-    def _generators(self):
-        """The random generators' states, Dropout's included: Keras's own files leave them out."""
-        weights = {id(v) for v in self.weights}
-        return [v for v in self.non_trainable_variables if id(v) not in weights]
-
-    def save_own_variables(self, store):
-        self.attach()
-        super().save_own_variables(store)
-        store["generators"] = np.stack([ops.convert_to_numpy(v).astype("int64") for v in self._generators()])
-
-    def load_own_variables(self, store):
-        self.attach()  # or fit would go on from the values before
-        store = {key: store[key] for key in store.keys()}
-        states = np.asarray(store.pop("generators"))
-        super().load_own_variables(store)
-        for v, state in zip(self._generators(), states, strict=True):
-            v.assign(state.astype(keras.backend.standardize_dtype(v.dtype)))
 
 
 def _state(pairs):

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from unet_keras.nn.lora import LoraDense
+
 serializable = keras.saving.register_keras_serializable("unet_keras")
 
 
@@ -148,22 +150,29 @@ class Attention(layers.Layer):
 
     x (B, N, C) asks; context (B, L, D), or x itself, answers. ``context_mask`` (B, L), true where a token counts,
     leaves the other tokens out; an example none of whose tokens counts gets the output of an all-zero attention.
-    Returns (B, N, C).
+    Returns (B, N, C). ``lora`` is what a configuration remembers of LoRA, {role: options of that Dense}.
     """
 
-    def __init__(self, heads, head_dim, *, qkv_bias=True, **kwargs):
+    def __init__(self, heads, head_dim, *, qkv_bias=True, lora=None, **kwargs):
         super().__init__(**kwargs)
-        self.heads, self.head_dim, self.qkv_bias = heads, head_dim, qkv_bias
+        self.heads, self.head_dim, self.qkv_bias, self.lora = heads, head_dim, qkv_bias, dict(lora or {})
         for role in ("query", "key", "value"):
-            dense = layers.Dense(heads * head_dim, use_bias=qkv_bias, dtype=self.dtype_policy, name=role)
-            setattr(self, role, dense)
+            setattr(self, role, self.dense(role, heads * head_dim, use_bias=qkv_bias))
+
+    def dense(self, role, units, **options):
+        """Make one of the four linear maps; where some have LoRA, the others are frozen."""
+        if role in self.lora:
+            return LoraDense(units, dtype=self.dtype_policy, name=role, **options, **self.lora[role])
+        # Keras tells a layer's parts that it is frozen when that is set, not when it is made from its configuration.
+        options["trainable"] = self.trainable and not self.lora
+        return layers.Dense(units, dtype=self.dtype_policy, name=role, **options)
 
     def build(self, x_shape, context_shape=None):
         source = context_shape or x_shape
         self.query.build(x_shape)
         self.key.build(source)
         self.value.build(source)
-        self.out = layers.Dense(x_shape[-1], kernel_initializer=near_zero(), dtype=self.dtype_policy, name="out")
+        self.out = self.dense("out", x_shape[-1], kernel_initializer=near_zero())
         self.out.build((None, None, self.heads * self.head_dim))
 
     def call(self, x, context=None, context_mask=None):
@@ -203,7 +212,16 @@ class Attention(layers.Layer):
         return x_shape
 
     def get_config(self):
-        return {**super().get_config(), "heads": self.heads, "head_dim": self.head_dim, "qkv_bias": self.qkv_bias}
+        config = {"heads": self.heads, "head_dim": self.head_dim, "qkv_bias": self.qkv_bias}
+        return {**super().get_config(), **config, **({"lora": lora} if (lora := self.remembered()) else {})}
+
+    def remembered(self):
+        """{role: options} of the linear maps that have LoRA now."""
+        if not self.built:
+            return dict(self.lora)
+        maps = {role: getattr(self, role) for role in ("query", "key", "value", "out")}
+        keys = ("lora_rank", "lora_alpha")
+        return {r: {k: getattr(d, k) for k in keys} for r, d in maps.items() if isinstance(d, LoraDense)}
 
 
 def near_zero():

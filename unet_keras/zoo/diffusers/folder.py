@@ -13,6 +13,7 @@ from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.diffusion.values import Values, latents
 from unet_keras.files import Tensors, download, read_json
 from unet_keras.nn.abstract import shapes_only
+from unet_keras.nn.lora import adapted
 from unet_keras.zoo.diffusers import weights
 from unet_keras.zoo.diffusers.config import CONDITIONAL, complete
 from unet_keras.zoo.diffusers.describe import config_of
@@ -114,9 +115,13 @@ def to_diffusers(model: DiffusionModel, folder: str | os.PathLike, *, dtype: str
     ``unet/`` holds the averaged weights where an average is kept, ``scheduler/`` the schedule as a DDIMScheduler's,
     or a DDPMScheduler's where the network learned the variance.
     Raises ValueError for a network, a schedule or a prediction that diffusers cannot say.
+    ``unet/`` holds the averaged weights where an average is kept, ``scheduler/`` the schedule as a DDIMScheduler's.
+    Raises ValueError for a network, a schedule or a prediction that diffusers cannot say, and for a model with LoRA.
     """
     from safetensors.numpy import save_file
 
+    if adapted(model.averaged):
+        raise ValueError("The model has LoRA: merge_lora(model) first, or write A and B alone with save_lora.")
     folder = Path(folder)
     config, scheduler = config_of(model.averaged), scheduler_config(model)
     arrays = weights.arrays_of(model.averaged, linear=config.get("use_linear_projection", True), dtype=dtype)

@@ -21,6 +21,9 @@ class Place(NamedTuple):
     half: int | None = None
 
 
+ELSEWHERE = ("seed_generator_state", "lora_kernel_a", "lora_kernel_b")
+"""Variables that no file of a network's weights holds."""
+
 ROLES = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "beta": "bias", "bias": "bias"}
 
 PARTS = [
@@ -105,8 +108,8 @@ def _renamed(name, rules):
 
 
 def places(network: keras.Model) -> dict[str, Place]:
-    """Say for each variable of a network, by its path, where it lies in diffusers' file."""
-    paths = [v.path for v in network.variables if v.path.split("/")[-1] != "seed_generator_state"]
+    """Say for each variable of a network, by its path, where it lies in diffusers' file; those of LoRA are left out."""
+    paths = [v.path for v in network.variables if v.path.split("/")[-1] not in ELSEWHERE]
     levels = 1 + max((int(m[1]) for m in (re.match(r"down(\d+)_", path) for path in paths) if m), default=-1)
     transformers = {path.split("_proj_in")[0] for path in paths if "_proj_in/" in path}
     return {path: place_of(path, levels, transformers) for path in paths}
@@ -117,13 +120,16 @@ def to_ours(array: np.ndarray, variable) -> np.ndarray:
 
     A 1x1 convolution and a linear map are one thing: each is read as the other where need be.
     """
-    if variable.path.endswith("/kernel"):
-        if array.ndim == 4 and len(variable.shape) == 2 and array.shape[2:] == (1, 1):
-            array = array[:, :, 0, 0]
-        if array.ndim == 2 and len(variable.shape) == 4 and tuple(variable.shape[:2]) == (1, 1):
-            array = array[:, :, None, None]
-        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-    return array
+    return kernel_to_ours(array, tuple(variable.shape)) if variable.path.endswith("/kernel") else array
+
+
+def kernel_to_ours(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Bring a kernel of a file to the axes of ours, which has this ``shape``."""
+    if array.ndim == 4 and len(shape) == 2 and array.shape[2:] == (1, 1):
+        array = array[:, :, 0, 0]
+    if array.ndim == 2 and len(shape) == 4 and shape[:2] == (1, 1):
+        array = array[:, :, None, None]
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def to_theirs(array: np.ndarray, path: str, *, linear: bool = True) -> np.ndarray:
