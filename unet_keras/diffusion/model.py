@@ -6,6 +6,7 @@ accumulation, loss scaling, callbacks and distribution stay Keras's.
 """
 
 import random
+from functools import partial
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ from unet_keras.diffusion.inputs import Inputs
 from unet_keras.diffusion.losses import as_loss, portable, weighted_mean
 from unet_keras.diffusion.options import check_options
 from unet_keras.diffusion.predictions import Prediction, noise
+from unet_keras.diffusion.remat import rematerialised
 from unet_keras.diffusion.samplers import ddim
 from unet_keras.diffusion.schedules import Schedule, linear, look_up, trailing
 from unet_keras.diffusion.seeds import derived, next_seed
@@ -52,6 +54,7 @@ class DiffusionModel(AttachedModel):
                   the empty one. ``drop={"prompt": 0.1, "label": 0.5}`` drops each on its own
     ema           decay of the weights' running average, which ``generate``, ``evaluate``, ``predict`` and ``export``
                   use; it is warmed up as min(ema, (1 + n) / (10 + n)) at update n. None keeps no average
+    remat         True to train in less memory and more time: blocks compute their activations again, see remat.py
     seed          of timesteps, noise and drops in training; drawn from Python's generator unless given
 
     Raises ValueError for a network without these inputs, for tables of the wrong length, null conditions that the
@@ -70,6 +73,7 @@ class DiffusionModel(AttachedModel):
         null=None,
         drop=0.0,
         ema=0.999,
+        remat=False,
         seed=None,
         **kwargs,
     ):
@@ -79,7 +83,7 @@ class DiffusionModel(AttachedModel):
         super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
         self.network, self.schedule, self.prediction, self.values = network, schedule, prediction, values
         self.weight = None if weight is None else np.asarray(weight, "float64")
-        self.encoder, self.drop, self.ema = encoder, drop, ema
+        self.encoder, self.drop, self.ema, self.remat = encoder, drop, ema, remat
         self.seed = random.getrandbits(31) if seed is None else seed
         self.named_inputs = Inputs(network, encoder, values)
         self.dropping = Dropping(self.named_inputs, dict(null or {}), drop)
@@ -98,6 +102,7 @@ class DiffusionModel(AttachedModel):
                 shape=(), dtype="int32", initializer="zeros", trainable=False, name="ema_step"
             )
         self._steps = {}
+        self._train = rematerialised(network) if remat else partial(network, training=True)
         self.built = True
 
     @property
@@ -107,7 +112,7 @@ class DiffusionModel(AttachedModel):
 
     def call(self, inputs, training=None):
         """Run the network on its named inputs: the trained weights in training, the averaged ones otherwise."""
-        return self.network(inputs, training=True) if training else self.averaged(inputs, training=False)
+        return self._train(inputs) if training else self.averaged(inputs, training=False)
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
@@ -375,7 +380,7 @@ class DiffusionModel(AttachedModel):
         weight = None if self.weight is None else self.weight.tolist()
         null = {name: np.asarray(value).tolist() for name, value in self.dropping.given.items()}
         drop = dict(self.drop) if isinstance(self.drop, dict) else self.drop
-        own = {"weight": weight, "null": null, "drop": drop, "ema": self.ema, "seed": self.seed}
+        own = {"weight": weight, "null": null, "drop": drop, "ema": self.ema, "remat": self.remat, "seed": self.seed}
         return {**super().get_config(), "network": network, **tables, **own}
 
     @classmethod

@@ -6,6 +6,8 @@ import numpy as np
 def check_options(model):
     """Raise ValueError for a seed, weights, a prediction or an average that make no model."""
     schedule = model.schedule
+    if not isinstance(model.remat, bool):
+        raise ValueError(f"remat must be True or False, got {model.remat!r}.")
     if not isinstance(model.seed, int | np.integer) or model.seed < 0:
         raise ValueError(f"seed must be a whole number >= 0, got {model.seed}.")
     weight = model.weight
