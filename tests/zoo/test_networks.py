@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -39,6 +40,7 @@ def test_the_same_output_and_the_same_tensors_back(name, tmp_path):
     assert all(np.array_equal(array, state[name].numpy()) for name, array in back.items())
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="layers are read alike on every backend")
 @pytest.mark.parametrize("name", list(CONFIGS)[::2])
 def test_diffusers_opens_what_we_write(name, tmp_path):
     """Read off our layers, the configuration is another where diffusers can say one thing in several ways."""

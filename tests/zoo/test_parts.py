@@ -193,8 +193,14 @@ def conditional_unet(size, depths, heads):
     )
 
 
-@pytest.mark.parametrize("size", [(8, 16), (11, 9), (None, None)])
-@pytest.mark.parametrize(("linear", "depths", "heads"), [(False, (1, 1, 1), (2, 2, 2)), (True, (1, 2, 2), (2, 4, 8))])
+@pytest.mark.parametrize(
+    ("size", "linear", "depths", "heads"),
+    [
+        ((8, 16), False, (1, 1, 1), (2, 2, 2)),
+        ((11, 9), True, (1, 2, 2), (2, 4, 8)),
+        ((None, None), False, (1, 1, 1), (2, 2, 2)),
+    ],
+)
 def test_a_masked_text_is_read_as_diffusers_reads_it(size, linear, depths, heads, tmp_path):
     theirs = randomized(
         UNet2DConditionModel(
