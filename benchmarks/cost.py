@@ -2,16 +2,18 @@
 
     python benchmarks/cost.py                              every network on every backend, a process each
     python benchmarks/cost.py --backend jax --network ddpm-cifar10 --batch 4
+    python benchmarks/cost.py --whole --batch 16           what training takes of the process's memory in all
 
 How each is measured:
 
-torch         operations by FlopCounterMode, attention unfused, as the fused kernel of CPUs is not counted; training by
-              the tensors saved for the backward pass (each storage once, weights aside), sampling by the profiler's
-              allocations
+torch         operations by FlopCounterMode, attention unfused, as the fused kernel of CPUs is not counted; memory by
+              the profiler's allocations, in training up to the end of the forward pass
 jax           the compiler's temporary memory: of the loss and its gradients, and of a forward pass
 
-TensorFlow is left out: it tells no such figure on CPUs, and the process's own peak is hidden by the allocator's pools.
-JAX's gradients are results, beside these figures.
+TensorFlow is left out: it tells no such figure on CPUs. JAX's gradients are results, beside these figures.
+
+With ``--whole``, on all three: the greatest memory of a process that trains four steps with AdamW and an average, over
+what it held before, when a tiny network had been trained to load all libraries.
 """
 
 import argparse
@@ -43,33 +45,30 @@ def inputs_of(network, batch):
 def on_torch(network, inputs):
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.profiler import ProfilerActivity, profile
     from torch.utils.flop_counter import FlopCounterMode
 
+    network(inputs)
+    training = allocated_by_torch(network, inputs, training=True)
     with torch.no_grad():
-        network(inputs)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            network(inputs)
+        sampling = allocated_by_torch(network, inputs)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             network(inputs)
+    return {"flops": counter.get_total_flops(), "training": training, "sampling": sampling}
+
+
+def allocated_by_torch(network, inputs, **options):
+    """The greatest number of bytes that torch holds at a time for a forward pass, whose result is kept."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        kept = network(inputs, **options)
     held = most = 0
     for event in sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
-    weights, saved = {v.value.untyped_storage().data_ptr() for v in network.weights}, {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = network(inputs, training=True).mean()  # holds on to what was saved until it has been counted
-    total = sum(storage.nbytes() for storage in saved.values())
-    del loss
-    return {"flops": counter.get_total_flops(), "training": total, "sampling": most}
+    del kept
+    return most
 
 
 def on_jax(network, inputs):
@@ -108,18 +107,52 @@ def measure(backend, name, batch):
                       "said / measured": ratio}), flush=True)  # fmt: skip
 
 
+def measure_whole(backend, name, batch):
+    """Print one line of JSON: what was said of a whole training, and what the process took."""
+    import keras
+    import numpy as np
+
+    from unet_keras import DiffusionModel, build_unet, cost
+
+    def train(network, count):
+        model = DiffusionModel(network)
+        model.compile(keras.optimizers.AdamW())
+        model.fit(np.zeros((count, 32, 32, 3), "uint8"), batch_size=batch, epochs=1, verbose=0)
+        return model
+
+    train(build_unet((32, 32, 3), (4, 8)), batch)
+    before = _status("VmRSS")
+    network = network_of(name)
+    said = cost(network, batch).training
+    kept = train(network, 4 * batch)  # its state is part of what is measured
+    taken = _status("VmHWM") - before
+    print(json.dumps({"backend": backend, "network": name, "batch": batch, "said": said, "process": taken,
+                      "said / process": round(said / taken, 3), "steps": int(kept.optimizer.iterations)}))  # fmt: skip
+
+
+def _status(entry):
+    """A figure of this process's memory, in bytes, on Linux."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(entry))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=BACKENDS)
+    parser.add_argument("--backend", choices=(*BACKENDS, "tensorflow"))
+    parser.add_argument("--whole", action="store_true", help="the process's memory, of ddpm-cifar10")
     parser.add_argument("--network", choices=NETWORKS)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.backend == "tensorflow" and not options.whole:
+        parser.error("TensorFlow tells its process's memory alone: give --whole.")
     if options.here:
-        return measure(options.backend, options.network, options.batch)
-    for backend in [options.backend] if options.backend else BACKENDS:
-        for name in [options.network] if options.network else NETWORKS:
+        return (measure_whole if options.whole else measure)(options.backend, options.network, options.batch)
+    every, names = ((*BACKENDS, "tensorflow"), NETWORKS[:1]) if options.whole else (BACKENDS, NETWORKS)
+    for backend in [options.backend] if options.backend else every:
+        for name in [options.network] if options.network else names:
             more = ["--backend", backend, "--network", name, "--batch", str(options.batch), "--here"]
+            more += ["--whole"] * options.whole
             environment = {**os.environ, "KERAS_BACKEND": backend}
             subprocess.run([sys.executable, __file__, *more], check=True, env=environment)
 

@@ -110,6 +110,9 @@ def cost(network: keras.Model, batch: int = 1, *, size=None, tokens: int = 77, b
     keeps = {}
     for call in calls:
         keeps |= kept(call.layer, call, roots, sizes, backend)
+    if backend == "torch":
+        # Keras's graph holds on to every output until the forward pass has ended, with nothing to free it earlier.
+        keeps |= {roots[id(y)]: sizes[roots[id(y)]] for call in calls for y in call.outputs}
     counted = [operations(call.layer, call.inputs, call.outputs) for call in calls]
     heavy = {type(c.layer).__name__ for c, n in zip(calls, counted, strict=True) if n is None and _multiplies(c.layer)}
     return Cost(
