@@ -121,16 +121,16 @@ def measure_whole(backend, name, batch):
         return model
 
     train(build_unet((32, 32, 3), (4, 8)), batch)
-    before = _status("VmRSS")
+    before = status("VmRSS")
     network = network_of(name)
     said = cost(network, batch).training
     kept = train(network, 4 * batch)  # its state is part of what is measured
-    taken = _status("VmHWM") - before
+    taken = status("VmHWM") - before
     print(json.dumps({"backend": backend, "network": name, "batch": batch, "said": said, "process": taken,
                       "said / process": round(said / taken, 3), "steps": int(kept.optimizer.iterations)}))  # fmt: skip
 
 
-def _status(entry):
+def status(entry):
     """A figure of this process's memory, in bytes, on Linux."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(entry))

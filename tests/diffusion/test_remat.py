@@ -5,7 +5,7 @@ from functools import partial
 import keras
 import numpy as np
 import pytest
-from helpers import numpy_of, randomized, tiny_residual_unet, tiny_text_unet, tiny_unet
+from helpers import numpy_of, randomized, tiny_text_unet, tiny_unet
 from keras import layers
 
 from unet_keras import DiffusionModel, build_unet, conv_block, enable_lora, from_preset, res_block, save_preset
@@ -15,23 +15,16 @@ from unet_keras.nn.blocks import conv, role
 from .helpers import network, pixels
 
 
-def normalised(x, filters, emb=None, *, name=None):
-    """A block that keeps moving statistics."""
-    x = conv_block(x, filters, emb, name=name)
-    return layers.BatchNormalization(momentum=0.5, name=role(name, "norm"))(x)
-
-
-def forgetful(x, filters, emb=None, *, name=None):
-    """A block with two seeded Dropouts."""
+def stateful(x, filters, emb=None, *, name=None):
+    """A block with two seeded Dropouts and moving statistics."""
     x = layers.Dropout(0.3, seed=4, name=role(name, "drop1"))(conv(x, filters, name=role(name, "conv")))
+    x = layers.BatchNormalization(momentum=0.5, name=role(name, "norm"))(x)
     return layers.Dropout(0.3, seed=5, name=role(name, "drop2"))(x)
 
 
 NETWORKS = {
-    "dropout": partial(tiny_residual_unet, block=partial(res_block, groups=2, dropout=0.5)),
-    "seeded dropout": partial(build_unet, (8, 8, 3), (4, 8), block=forgetful),
-    "text": tiny_text_unet,
-    "moving statistics": partial(build_unet, (8, 8, 3), (4, 8), block=normalised),
+    "state": partial(build_unet, (8, 8, 3), (4, 8), block=stateful),
+    "text and dropout": partial(tiny_text_unet, block=partial(res_block, groups=2, dropout=0.5)),
 }
 
 
