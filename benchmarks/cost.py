@@ -17,6 +17,7 @@ what it held before, when a tiny network had been trained to load all libraries.
 """
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -60,6 +61,7 @@ def allocated_by_torch(network, inputs, **options):
     """The greatest number of bytes that torch holds at a time for a forward pass, whose result is kept."""
     from torch.profiler import ProfilerActivity, profile
 
+    gc.collect()  # or what is freed meanwhile would be taken off
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         kept = network(inputs, **options)
     held = most = 0

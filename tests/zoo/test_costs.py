@@ -1,5 +1,6 @@
 """What a network is said to cost, against torch's own counter, the tensors that torch saves, and the weights."""
 
+import gc
 from functools import partial
 
 import keras
@@ -54,6 +55,7 @@ def most_allocated(network, inputs, **options):
     """The greatest number of bytes that torch holds at a time for a forward pass."""
     from torch.profiler import ProfilerActivity, profile
 
+    gc.collect()  # or what is freed meanwhile would be taken off
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         kept = network(inputs, **options)
     events = sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns())
