@@ -1,4 +1,4 @@
-"""What a network is said to cost, against torch's own counter, the tensors that torch saves, and the weights."""
+"""What a network is said to cost, against torch's own counter, what torch allocates, and the weights."""
 
 import gc
 from functools import partial
