@@ -12,27 +12,24 @@ import keras
 import numpy as np
 from keras import ops
 
-from unet_keras.diffusion import loop, sampling
-from unet_keras.diffusion.attached import AttachedModel
 from unet_keras.diffusion.dropping import Dropping
-from unet_keras.diffusion.guidance import classifier_free
 from unet_keras.diffusion.inputs import Inputs
 from unet_keras.diffusion.losses import as_loss, portable, weighted_mean
 from unet_keras.diffusion.options import check_options
 from unet_keras.diffusion.predictions import Prediction, noise
 from unet_keras.diffusion.remat import rematerialised
-from unet_keras.diffusion.samplers import ddim
-from unet_keras.diffusion.schedules import Schedule, linear, look_up, trailing
+from unet_keras.diffusion.sampled import SampledModel
+from unet_keras.diffusion.schedules import Schedule, linear, look_up
 from unet_keras.diffusion.seeds import derived, next_seed
 from unet_keras.diffusion.values import Values, pixels
-from unet_keras.diffusion.variance import VLB_WEIGHT, bound, check_channels, check_rows, halves, learned
+from unet_keras.diffusion.variance import VLB_WEIGHT, bound, check_channels, halves, learned
 
 TABLES = ("schedule", "prediction", "values", "encoder")
 """The parts that are written into a model's configuration whole."""
 
 
 @keras.saving.register_keras_serializable("unet_keras")
-class DiffusionModel(AttachedModel):
+class DiffusionModel(SampledModel):
     """Train a network to undo noise, and sample images from it.
 
         model = DiffusionModel(build_unet((32, 32, 3)))
@@ -283,84 +280,6 @@ class DiffusionModel(AttachedModel):
             if failure is None:
                 raise
             raise failure from None
-
-    # ---- sampling --------------------------------------------------------------------------------------------------
-
-    def generate(
-        self,
-        conditions,
-        *,
-        steps=50,
-        sampler=ddim,
-        spacing=trailing,
-        guidance=1.0,
-        negative=None,
-        combine=classifier_free,
-        threshold=None,
-        size=None,
-        seed=None,
-        noise=None,
-        batch_size=None,
-        progress=True,
-    ) -> np.ndarray:
-        """Sample images, uint8 (N, H, W, C), in the layout of the network's images; of latents, float32.
-
-        conditions    a list of prompts, for a model with an encoder; or {name: array (N, ...)}, or the array alone
-                      where there is one condition; or how many images. What is left out stands at its null
-        steps         the number of steps along the schedule, 1 to T
-        sampler       points -> rows, see samplers.py
-        spacing       (T, steps) -> the timesteps visited
-        guidance      scale of classifier-free guidance; 1 samples the conditional model as it is. Or a function
-                      Point -> scale, e.g. ``interval``
-        negative      what guidance leads away from, in place of null: prompts or conditions, one for all images or
-                      one for each
-        combine       (conditional, unconditional, scale) -> output, see guidance.py
-        threshold     maps the clean estimate to one that an image can take: ``clipped``, ``dynamic()``, ``unclipped``;
-                      that of the model's values unless given
-        size          (height, width) for a network that leaves them open
-        seed          a whole number: the same images again, also on another backend up to rounding
-        noise         in place of the seed: the noise to begin with and that of each row, (1 + rows, N, H, W, C)
-        batch_size    images made at a time; all at once unless given. Image i of a seed does not depend on it
-        progress      show a progress bar once sampling takes more than a few seconds
-
-        Raises ValueError for conditions that the network does not take or lacks, steps outside 1 ... T, negative
-        guidance, guidance of a model that was not trained with dropped conditions, and a variance not learned.
-        """
-        chosen = {"steps": steps, "sampler": sampler, "spacing": spacing, "size": size, "seed": seed, "noise": noise}
-        chosen |= {"guidance": guidance, "negative": negative, "combine": combine, "threshold": threshold}
-        batches = self._request(conditions, **chosen).batches(batch_size)
-        tick = loop.progress_bar(sum(len(batch.rows) for batch in batches)) if progress else None
-        images = [loop.last(batch.frames(self._step(batch)), tick) for batch in batches]
-        return np.concatenate([self.values.sampled(batch) for batch in images])
-
-    def denoising(self, conditions, *, network=None, **options):
-        """Sample with the options of ``generate`` and yield a ``Frame`` after each row, from noise to image.
-
-        ``network``: another form of ``averaged``, whose further outputs come along as ``Frame.extras``.
-        """
-        asked = self._request(conditions, **options)
-        return asked.frames(self._step(asked, network))
-
-    def _request(self, conditions, **options):
-        options["threshold"] = options.get("threshold") or self.values.threshold
-        check_channels(self.network)
-        asked = sampling.request(self.named_inputs, self.schedule, self.dropping.learned, conditions, **options)
-        check_rows(asked.rows, self.bound is not None)
-        return asked
-
-    def _step(self, asked, network=None):
-        """The compiled step that a request needs, compiled once."""
-        network = self.averaged if network is None else network
-        key = (network, None if asked.null is None else asked.combine, asked.threshold)
-        if key not in self._steps:
-            jit = getattr(self, "jit_compile", None) is True
-            self._steps[key] = loop.make_step(network, self.prediction, asked.combine, asked.threshold, jit=jit)
-
-        def step(*args):
-            self.attach()  # each time: frames may be asked for while fit goes on
-            return self._steps[key](*args)
-
-        return step
 
     def renew(self):
         """Forget what was compiled, as the network has other variables now; a compiled model gets a new optimizer."""

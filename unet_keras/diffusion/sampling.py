@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from unet_keras.diffusion.guidance import classifier_free, clipped
-from unet_keras.diffusion.inputs import Inputs, check_condition
+from unet_keras.diffusion.inputs import Inputs, check_condition, warn_if_zero_to_one
 from unet_keras.diffusion.loop import Frame, run
 from unet_keras.diffusion.samplers import Row, Sampler, ddim
 from unet_keras.diffusion.schedules import Point, Schedule, Spacing, trailing
@@ -33,6 +33,8 @@ class Request:
     threshold: Callable
     seed: int
     noise: np.ndarray | None  # (1 + steps, N, H, W, C) in place of the seed
+    start: np.ndarray | None  # (N, H, W, C) float32
+    begin: Point  # where the first row's state lies: start has its share of noise there
 
     def batches(self, size: int | None) -> list["Request"]:
         """Divide into requests of at most ``size`` images."""
@@ -48,7 +50,8 @@ class Request:
             for named in (self.conditions, self.null)
         )
         noise = None if self.noise is None else self.noise[:, part]
-        return replace(self, numbers=self.numbers[part], conditions=conditions, null=null, noise=noise)
+        start = None if self.start is None else self.start[part]
+        return replace(self, numbers=self.numbers[part], conditions=conditions, null=null, noise=noise, start=start)
 
     def frames(self, step: Callable) -> Iterator[Frame]:
         """Run the compiled ``step`` over the rows."""
@@ -61,8 +64,12 @@ class Request:
             None if named is None else {name: ops.convert_to_tensor(value) for name, value in named.items()}
             for named in (self.conditions, self.null)
         )
-        start = first * np.float32(np.hypot(*self.rows[0].point[1:])) if self.noise is None else first
-        return run(step, self.rows, start, fresh, self.scale, conditions, null)
+        alpha, sigma = np.float32(self.begin[1:])
+        if self.start is not None:
+            first = alpha * self.start + sigma * first
+        elif self.noise is None:
+            first = first * np.hypot(alpha, sigma)
+        return run(step, self.rows, first, fresh, self.scale, conditions, null)
 
 
 def request(
@@ -78,20 +85,27 @@ def request(
     negative=None,
     combine: Callable = classifier_free,
     threshold: Callable = clipped,
+    start=None,
+    strength: float = 1.0,
+    upwards: bool = False,
     size: tuple[int, int] | None = None,
     seed: int | None = None,
     noise: np.ndarray | None = None,
 ) -> Request:
     """Check what is asked for and write it down; the options are those of ``DiffusionModel.generate``.
 
-    ``null`` holds, of one example, those conditions that training dropped.
+    ``null`` holds, of one example, those conditions that training dropped. ``upwards`` is for samplers whose rows lead
+    from the image to noise.
     """
     count, conditions, given = _conditions(named_inputs, conditions, null)
     _check_steps(steps, len(schedule))
-    rows = sampler(schedule.points(spacing(len(schedule), steps)))
-    shape = _image_shape(named_inputs.image.shape[1:], size)
+    points = schedule.points(spacing(len(schedule), steps)[-_done(steps, strength, start, noise) :])
+    rows = sampler(points)
+    if start is not None:
+        start = _start(named_inputs, start, count, size)
+    shape = _image_shape(named_inputs.image.shape[1:], size) if start is None else start.shape[1:]
     if noise is not None:
-        noise = _check_noise(noise, (1 + len(rows), count, *shape))
+        noise = _check_noise(noise, (1 + len(rows), count, *shape), any(row.c for row in rows))
     if seed is None:
         seed = random.getrandbits(31)
     elif int(seed) != seed or seed < 0:
@@ -103,7 +117,8 @@ def request(
         raise ValueError(f"guidance={guidance} has nothing to lead to: give a condition, or leave guidance at 1.")
     if negative is not None and not guided:
         raise ValueError("negative is used by guidance alone: give guidance above 1.")
-    return Request(range(count), conditions, away, rows, shape, scale, combine, threshold, int(seed), noise)
+    chosen = (scale, combine, threshold, int(seed), noise, start, points[-1] if upwards else rows[0].point)
+    return Request(range(count), conditions, away, rows, shape, *chosen)
 
 
 def _conditions(named_inputs, asked, null):
@@ -153,6 +168,28 @@ def _check_steps(steps, total):
         raise ValueError(f"steps must be a whole number from 1 to the schedule's {total}, got {steps}.")
 
 
+def _done(steps, strength, start, noise):
+    """Give how many of the steps are done."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must be above 0 and at most 1, all the way from noise, got {strength}.")
+    if start is None and noise is None and strength != 1:
+        raise ValueError(f"strength={strength} is of the way that start goes: give start, or leave strength at 1.")
+    return max(round(strength * steps), 1)
+
+
+def _start(named_inputs, start, count, size):
+    """Give images to start from as float32 (N, H, W, C)."""
+    start = keras.ops.convert_to_numpy(start)
+    if size is not None:
+        raise ValueError(f"size={size} is that of start, {start.shape}: leave size out.")
+    named_inputs.check(start, {})
+    if named_inputs.values.bounded:
+        warn_if_zero_to_one(start)
+    if len(start) != count:
+        raise ValueError(f"start holds {len(start)} images and {count} are asked for: give one for each.")
+    return ops.convert_to_numpy(named_inputs.values.given(start))
+
+
 def _check_guidance(scales, named_inputs, null):
     """Raise ValueError where guidance has no meaning; tell whether there is any."""
     for scale in scales:
@@ -184,10 +221,12 @@ def _image_shape(shape, size):
     return filled
 
 
-def _check_noise(noise, shape):
+def _check_noise(noise, shape, fresh):
     noise = np.asarray(noise, "float32")
-    if noise.shape != shape or not np.isfinite(noise).all():
-        raise ValueError(
-            f"noise must be finite and of shape (1 + network calls, N, H, W, C) = {shape}, got {noise.shape}."
-        )
+    if noise.shape == shape[1:] and not fresh:
+        noise = noise[None]
+    if noise.shape[1:] != shape[1:] or len(noise) not in ({shape[0]} if fresh else {1, shape[0]}):
+        raise ValueError(f"noise must be of shape (1 + network calls, N, H, W, C) = {shape}, got {noise.shape}.")
+    if not np.isfinite(noise).all():
+        raise ValueError("noise must be finite; it holds NaN or infinity.")
     return noise

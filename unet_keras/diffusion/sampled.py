@@ -1,0 +1,108 @@
+"""What a trained model is for: ``generate``, at once or step by step, from noise or an image, and back to noise."""
+
+import numpy as np
+
+from unet_keras.diffusion import loop, sampling
+from unet_keras.diffusion.attached import AttachedModel
+from unet_keras.diffusion.guidance import classifier_free, unclipped
+from unet_keras.diffusion.samplers import ddim, ddim_inversion
+from unet_keras.diffusion.schedules import trailing
+from unet_keras.diffusion.variance import check_channels, check_rows
+
+
+class SampledModel(AttachedModel):
+    """The half of ``DiffusionModel`` that samples; the other half gives it its network, schedule and prediction."""
+
+    def generate(
+        self,
+        conditions,
+        *,
+        steps=50,
+        sampler=ddim,
+        spacing=trailing,
+        guidance=1.0,
+        negative=None,
+        combine=classifier_free,
+        threshold=None,
+        start=None,
+        strength=1.0,
+        size=None,
+        seed=None,
+        noise=None,
+        batch_size=None,
+        progress=True,
+    ) -> np.ndarray:
+        """Sample images, uint8 (N, H, W, C), in the layout of the network's images; of latents, float32.
+
+        conditions    a list of prompts, for a model with an encoder; or {name: array (N, ...)}, or the array alone
+                      where there is one condition; or how many images. What is left out stands at its null
+        steps         the number of steps along the schedule, 1 to T
+        sampler       points -> rows, see samplers.py
+        spacing       (T, steps) -> the timesteps visited
+        guidance      scale of classifier-free guidance; 1 samples the conditional model as it is. Or a function
+                      Point -> scale, e.g. ``interval``
+        negative      what guidance leads away from, in place of null: prompts or conditions, one for all images or
+                      one for each
+        combine       (conditional, unconditional, scale) -> output, see guidance.py
+        threshold     maps the clean estimate to one that an image can take: ``clipped``, ``dynamic()``, ``unclipped``;
+                      that of the model's values unless given
+        start         images (N, H, W, C) to begin with, as ``fit`` takes them, in place of pure noise
+        strength      how much of the way to noise and back ``start`` goes, in (0, 1]: the last ``strength * steps`` of
+                      the steps are done, from alpha start + sigma noise (SDEdit, Meng et al. 2022)
+        size          (height, width) for a network that leaves them open, where there is no ``start``
+        seed          a whole number: the same images again, also on another backend up to rounding
+        noise         in place of the seed: the noise to begin with and that of each row, (1 + rows, N, H, W, C); for a
+                      deterministic sampler (N, H, W, C), such as ``invert`` gives
+        batch_size    images made at a time; all at once unless given. Image i of a seed does not depend on it
+        progress      show a progress bar once sampling takes more than a few seconds
+
+        Raises ValueError for conditions that the network does not take or lacks, steps outside 1 ... T, negative
+        guidance, guidance of a model that was not trained with dropped conditions, a variance not learned, and a
+        start that is no image of the network's, or as many as are asked for.
+        """
+        chosen = {"steps": steps, "sampler": sampler, "spacing": spacing, "start": start, "strength": strength}
+        chosen |= {"guidance": guidance, "negative": negative, "combine": combine, "threshold": threshold}
+        chosen |= {"size": size, "seed": seed, "noise": noise}
+        batches = self._request(conditions, **chosen).batches(batch_size)
+        tick = loop.progress_bar(sum(len(batch.rows) for batch in batches)) if progress else None
+        images = [loop.last(batch.frames(self._step(batch)), tick) for batch in batches]
+        return np.concatenate([self.values.sampled(batch) for batch in images])
+
+    def denoising(self, conditions, *, network=None, **options):
+        """Sample with the options of ``generate`` and yield a ``Frame`` after each row, from noise to image.
+
+        ``network``: another form of ``averaged``, whose further outputs come along as ``Frame.extras``.
+        """
+        asked = self._request(conditions, **options)
+        return asked.frames(self._step(asked, network))
+
+    def invert(self, images, conditions=None, *, sampler=ddim_inversion, **options) -> np.ndarray:
+        """Find the noise that images come from: float32 (N, H, W, C), for ``generate(..., noise=...)``.
+
+        ``images`` and their ``conditions`` are what ``fit`` takes; the options are those of ``generate``, and should be
+        those that it will be given, but for the threshold, which is none (Song, Meng & Ermon 2021, section 4.3).
+        """
+        count = len(images) if conditions is None else conditions
+        asked = self._request(count, **{"threshold": unclipped, **options}, sampler=sampler, start=images, upwards=True)
+        return loop.last(asked.frames(self._step(asked)))
+
+    def _request(self, conditions, **options):
+        options["threshold"] = options.get("threshold") or self.values.threshold
+        check_channels(self.network)
+        asked = sampling.request(self.named_inputs, self.schedule, self.dropping.learned, conditions, **options)
+        check_rows(asked.rows, self.bound is not None)
+        return asked
+
+    def _step(self, asked, network=None):
+        """The compiled step that a request needs, compiled once."""
+        network = self.averaged if network is None else network
+        key = (network, None if asked.null is None else asked.combine, asked.threshold)
+        if key not in self._steps:
+            jit = getattr(self, "jit_compile", None) is True
+            self._steps[key] = loop.make_step(network, self.prediction, asked.combine, asked.threshold, jit=jit)
+
+        def step(*args):
+            self.attach()  # each time: frames may be asked for while fit goes on
+            return self._steps[key](*args)
+
+        return step
