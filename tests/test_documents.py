@@ -42,9 +42,11 @@ def hurried(monkeypatch, tmp_path):
     monkeypatch.setattr(DiffusionModel, "_request", request_little)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the documents are run on the default backend")
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_the_code_runs(path, hurried):
+    """The README on the default backend; the others on torch, which has nothing to trace."""
+    if keras.backend.backend() != ("tensorflow" if path.name == "README.md" else "torch"):
+        pytest.skip("each document is run on one backend")
     names = {}
     for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
         exec(compile(block, path.name, "exec"), names)
