@@ -86,7 +86,7 @@ def request(
 
     ``null`` holds, of one example, those conditions that training dropped.
     """
-    count, conditions, given = _conditions(named_inputs, conditions, null)
+    count, conditions, given = named_conditions(named_inputs, conditions, null)
     _check_steps(steps, len(schedule))
     rows = sampler(schedule.points(spacing(len(schedule), steps)))
     shape = _image_shape(named_inputs.image.shape[1:], size)
@@ -106,7 +106,7 @@ def request(
     return Request(range(count), conditions, away, rows, shape, scale, combine, threshold, int(seed), noise)
 
 
-def _conditions(named_inputs, asked, null):
+def named_conditions(named_inputs, asked, null):
     """Give the number of images, all conditions (N, ...), and the names of those that were asked for."""
     count, given = None, {}
     if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
