@@ -43,7 +43,7 @@ def nll_bound(
     images,
     conditions=None,
     *,
-    variance: float = 0.0,
+    variance: float = 1.0,
     terms: int | None = None,
     threshold: Callable | None = None,
     seed: int = 0,
@@ -52,42 +52,43 @@ def nll_bound(
     """Bound the negative log-likelihood of images, (N,) in bits for each of an image's numbers.
 
     conditions    of the images, as for ``generate``; what is left out stands at its null
-    variance      of the steps, as for ``ddpm``: 0 is beta-tilde, 1 is beta. A network that learned it uses its own
-    terms         how many of the T - 1 inner terms to draw for each image, one in each of as many even parts of the
-                  schedule; None takes all, T network calls. The result is unbiased either way
+    variance      of the steps, as for ``ddpm``: 0 is beta-tilde, 1 is beta, which is right for Gaussian data as wide as
+                  the noise. A network that learned it uses its own
+    terms         how many of the T - 1 inner terms to draw for each image, spread over the schedule and weighed by how
+                  often they are drawn; None takes all, T network calls. The expectation is the same
     threshold     what the clean estimate goes through, as in ``generate``; that of the model's values unless given
     """
     total = len(model.schedule)
-    inner = total - 1
-    if terms is not None and not 1 <= terms <= inner:
-        raise ValueError(f"terms must lie in 1 ... {inner}, the schedule's inner timesteps, got {terms}.")
+    if terms is not None and not 1 <= terms < total:
+        raise ValueError(f"terms must lie in 1 ... {total - 1}, the schedule's inner timesteps, got {terms}.")
     if not 0 <= variance <= 1:
         raise ValueError(f"variance must lie between 0 (beta-tilde) and 1 (beta), got {variance}.")
-    term = _term(model, variance, threshold or model.values.threshold)
+    term, chances = _term(model, variance, threshold or model.values.threshold), _chances(model.schedule)
     parts = []
     for clean, named, streams in _batches(model, images, conditions, seed, batch_size):
         given = {name: ops.convert_to_tensor(value) for name, value in named.items()}
-        count = len(clean)
 
         def cost(timesteps, clean=clean, given=given, streams=streams):
             eps = draw(streams, clean.shape[1:])
             tensors = [ops.convert_to_tensor(array) for array in (clean, eps, timesteps.astype("float32"))]
             return ops.convert_to_numpy(term(*tensors, given)).astype("float64") / total
 
-        decoder = cost(np.zeros(count))
-        steps = np.zeros(count)
-        for part in range(inner if terms is None else terms):
-            steps += cost(_timesteps(streams, part, terms, inner)) * (1 if terms is None else inner / terms)
+        decoder, steps = cost(np.zeros(len(clean))), np.zeros(len(clean))
+        for part in range(total - 1 if terms is None else terms):
+            if terms is None:
+                steps += cost(np.full(len(clean), part + 1))
+            else:
+                shares = (part + np.array([stream.random() for stream in streams])) / terms
+                drawn = np.searchsorted(np.cumsum(chances)[:-1], shares, side="right")
+                steps += cost(drawn + 1) / (terms * chances[drawn])
         parts.append((_prior(model.schedule, clean), steps, decoder))
     return Bound(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _timesteps(streams, part, terms, inner):
-    """The timestep of each image in one part of the schedule: the very one, or a random one of it."""
-    if terms is None:
-        return np.full(len(streams), part + 1.0)
-    # Parts of T / terms, with fractions: each whole timestep is drawn as often as all others.
-    return np.array([1.0 + np.floor((part + stream.random()) * inner / terms) for stream in streams])
+def _chances(schedule):
+    """The probabilities (T - 1,) to draw t = 1 ... T - 1 with: in proportion to their terms for x_0 ~ N(0, I)."""
+    fall = -np.diff(np.log1p(schedule.snr))
+    return fall / fall.sum()
 
 
 def _term(model, variance, threshold):

@@ -9,7 +9,7 @@ An extractor is a callable images (N, H, W, C) uint8 -> features (N, D). A measu
 Knows nothing of networks or noise; how likely images are under a model is in diffusion/likelihood.py.
 """
 
-from unet_keras.metrics.clip import clip
+from unet_keras.metrics.clip import Clip, load_clip
 from unet_keras.metrics.distances import (
     Moments,
     PrecisionRecall,
@@ -22,12 +22,13 @@ from unet_keras.metrics.distances import (
     precision_recall,
 )
 from unet_keras.metrics.extractors import Extractor, emoji_features, emoji_logits, features_of
-from unet_keras.metrics.inception import inception
+from unet_keras.metrics.inception import inception_features, inception_logits
 from unet_keras.metrics.reports import Report, aligned, classified, compared, sampled
 
 __all__ = [
     "fid", "kid", "inception_score", "precision_recall", "clip_score", "moments", "Moments", "Spread",
     "PrecisionRecall",
-    "Extractor", "emoji_features", "emoji_logits", "inception", "clip", "features_of",
+    "Extractor", "features_of", "emoji_features", "emoji_logits", "inception_features", "inception_logits",
+    "load_clip", "Clip",
     "compared", "classified", "aligned", "sampled", "Report",
 ]  # fmt: skip

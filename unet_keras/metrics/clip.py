@@ -23,7 +23,7 @@ class Clip(NamedTuple):
     texts: Callable[[list[str]], np.ndarray]
 
 
-def clip(preset: str = "clip_vit_base_patch16") -> Clip:
+def load_clip(preset: str = "clip_vit_base_patch16") -> Clip:
     """Load a CLIP by the name, the handle or the folder of a KerasHub preset."""
     try:
         import keras_hub

@@ -34,16 +34,17 @@ class Report:
             raise ValueError(f"Two measures give {', '.join(twice)}: leave one out, or give its function another name.")
         about = dict(self.about)
         for name, value in other.about.items():
-            told = str(about.get(name, value)).split(" and ")
-            about[name] = value if name not in about else " and ".join(dict.fromkeys([*told, str(value)]))
+            before = about.setdefault(name, value)
+            if value != before and str(value) not in str(before).split(" and "):
+                about[name] = f"{before} and {value}"
         return Report(self.values | other.values, about)
 
 
 def compared(reference, extractor, functions: Sequence[Callable] = (fid,), *, cache: str | os.PathLike | None = None):
-    """Make a measure of ``functions`` (real features, fake features) -> figures: ``fid``, ``kid``, ``precision_recall``.
+    """Make a measure of ``functions`` (real features, fake features) -> figures.
 
-    ``reference`` holds the real images (N, H, W, C) uint8, whose features are taken once; ``cache`` is a folder that
-    keeps them, see ``features_of``.
+    They are ``fid``, ``kid``, ``precision_recall``, or the like. ``reference`` holds the real images (N, H, W, C),
+    uint8, whose features are taken once, now; ``cache`` is a folder that keeps them, see ``features_of``.
     """
     real = features_of(extractor, reference, cache=cache)
 
