@@ -79,11 +79,13 @@ def test_val_fid_is_there_for_callbacks_that_come_after(model, tmp_path):
     best = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="val_fid", mode="min", save_best_only=True)
     stop = keras.callbacks.EarlyStopping(monitor="val_fid", mode="min", patience=10)
     grid = SampleGrid(2, tmp_path / "grids", every=3, steps=2, board=tmp_path / "board")
-    callbacks = [evaluate, best, stop, CsvLog(tmp_path / "log.csv"), TensorBoardLog(tmp_path / "board"), grid]
+    size = Evaluate(lambda model: {"weights": model.network.count_params()}, prefix="")
+    callbacks = [evaluate, size, best, stop, CsvLog(tmp_path / "log.csv"), TensorBoardLog(tmp_path / "board"), grid]
     history = model.fit(IMAGES, epochs=4, verbose=0, callbacks=callbacks).history
     assert [epoch for epoch, _ in evaluate.history] == [1, 2, 4]
     measured = [report.values["fid"] for _, report in evaluate.history]
     assert history["val_fid"] == [measured[0], measured[1], measured[1], measured[2]]
+    assert history["weights"] == [model.network.count_params()] * 4
     assert best.best == stop.best == min(measured) and (tmp_path / "best.keras").is_file()
     assert evaluate.history[-1][1].values == quality(model).values
     with (tmp_path / "log.csv").open() as file:
@@ -99,9 +101,7 @@ def test_val_fid_is_there_for_callbacks_that_come_after(model, tmp_path):
     assert set(points) == {(name, i) for name in history for i in (1, 2, 3, 4)} | {("samples", 3), ("samples", 4)}
 
 
-def test_any_function_of_the_model_can_be_logged(model):
-    count = Evaluate(lambda model: {"weights": model.network.count_params()}, prefix="")
-    assert model.fit(IMAGES, verbose=0, callbacks=[count]).history["weights"] == [model.network.count_params()]
+def test_every_must_be_an_epoch_or_more():
     with pytest.raises(ValueError, match="every"):
         Evaluate(len, every=0)
 

@@ -56,7 +56,7 @@ def _interpolation(size):
 
 
 def inception_network() -> keras.Model:
-    """Build the network, with random weights: images (N, 299, 299, 3) 0 ... 255 -> features (N, 2048), logits.
+    """Build the network, its weights still to be set: images (N, 299, 299, 3) 0 ... 255 -> features (N, 2048), logits.
 
     A layer's name is torch's with dashes for dots.
     """
@@ -78,14 +78,15 @@ def inception_network() -> keras.Model:
     x = _expanded(x, "Mixed_7b", _average)
     x = _expanded(x, "Mixed_7c", _maximum)
     features = keras.layers.GlobalAveragePooling2D(data_format="channels_last", dtype="float32")(x)
-    logits = keras.layers.Dense(1008, use_bias=False, name="fc", dtype="float32")(features)
+    logits = keras.layers.Dense(1008, use_bias=False, kernel_initializer="zeros", name="fc", dtype="float32")(features)
     return keras.Model(image, {"features": features, "logits": logits}, name="inception")
 
 
 def _conv(x, name, filters, kernel, strides=1, padding=None):
     last, plain = {"data_format": "channels_last"}, {"dtype": "float32"}
     padding = padding or ("same" if strides == 1 else "valid")
-    conv = keras.layers.Conv2D(filters, kernel, strides, padding, use_bias=False, name=f"{name}-conv", **last, **plain)
+    options = {"use_bias": False, "kernel_initializer": "zeros", "name": f"{name}-conv"}
+    conv = keras.layers.Conv2D(filters, kernel, strides, padding, **options, **last, **plain)
     norm = keras.layers.BatchNormalization(axis=-1, epsilon=1e-3, name=f"{name}-bn", **plain)
     return keras.layers.ReLU(**plain)(norm(conv(x)))
 
