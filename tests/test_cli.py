@@ -43,7 +43,8 @@ def test_train_leaves_a_run_that_can_be_sampled_and_resumed(photos, tmp_path):
     assert train("--epochs", "2", "--classes", "--samples-every", "1") == 0
     made = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
     pictures = {"samples/epoch_0001.png", "samples/epoch_0002.png", "samples.png", "denoising.gif", "loss.png"}
-    assert made == pictures | {"model.keras", "settings.json"}
+    board = {name for name in made if name.startswith("board/events.")}
+    assert board and made - board == pictures | {"model.keras", "settings.json", "log.csv"}
     settings = json.loads((run / "settings.json").read_text())
     assert settings["epochs_done"] == 2 and settings["class_names"] == ["cats", "dogs"]
     before = keras.saving.load_model(run / "model.keras")
@@ -52,6 +53,7 @@ def test_train_leaves_a_run_that_can_be_sampled_and_resumed(photos, tmp_path):
     after = keras.saving.load_model(run / "model.keras")
     assert int(before.optimizer.iterations) == 4 and int(after.optimizer.iterations) == 6
     assert len(json.loads((run / "settings.json").read_text())["losses"]["loss"]) == 3
+    assert len((run / "log.csv").read_text().splitlines()) == 4
 
     options = ["--count", "3", "--steps", "2", "--class", "dogs", "--guidance", "2", "--each", "single"]
     assert cli.main(["sample", "run", *options, "--out", "grid.png", "--gif", "noise.gif"]) == 0

@@ -9,10 +9,11 @@ model.fit(images, epochs=10)
 pictures = model.generate(16)
 """
 
-from unet_keras import plots
-from unet_keras.callbacks import SampleGrid
+from unet_keras import metrics, plots
+from unet_keras.callbacks import CsvLog, Evaluate, SampleGrid, TensorBoardLog
 from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder, load_emoji
 from unet_keras.diffusion.guidance import classifier_free, clipped, dynamic, interval, rescaled, unclipped
+from unet_keras.diffusion.likelihood import nll_bound, nll_ode
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.diffusion.multicall import dpm2, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, flow_heun, heun
 from unet_keras.diffusion.multistep import deis, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, lms, plms, unipc
@@ -148,4 +149,6 @@ __all__ = [
     "from_preset", "preset_names", "save_preset", "to_diffusers", "cost", "Cost",
     "load_emoji", "emoji_table", "emoji_captions", "Redrawn", "image_folder", "by_label",
     "plots", "SampleGrid",
+    # how good it is
+    "metrics", "nll_bound", "nll_ode", "Evaluate", "CsvLog", "TensorBoardLog",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
     model.keras       weights, average, optimizer, random generators, schedule, compile settings
     settings.json     what the run was asked for, the names of its classes, the epochs done and their losses
+    log.csv           each epoch's losses and figures; board/ the same, and the samples, for TensorBoard
     loss.png          the losses drawn
     samples/          a grid of samples every few epochs
     samples.png       the last grid; denoising.gif how it came about

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from unet_keras import plots, runs
-from unet_keras.callbacks import SampleGrid
+from unet_keras.callbacks import CsvLog, SampleGrid, TensorBoardLog
 from unet_keras.cli.asking import asked
 from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder
 from unet_keras.diffusion import predictions, schedules
@@ -196,7 +196,16 @@ def _fit(model, data, folder, settings):
         *([deadline] if deadline else []),
         runs.LearningRate(rate),
         runs.SaveRun(folder, settings),
-        SampleGrid(pictures, folder / "samples", captions=captions, every=settings["samples_every"], steps=25),
+        CsvLog(folder / "log.csv"),
+        TensorBoardLog(folder / "board"),
+        SampleGrid(
+            pictures,
+            folder / "samples",
+            captions=captions,
+            every=settings["samples_every"],
+            steps=25,
+            board=folder / "board",
+        ),
         _interrupt(),
     ]
     options = {"validation_data": data["validation"]} if data["validation"] is not None else {}

@@ -97,7 +97,7 @@ def request(
     ``null`` holds, of one example, those conditions that training dropped. ``upwards`` is for samplers whose rows lead
     from the image to noise.
     """
-    count, conditions, given = _conditions(named_inputs, conditions, null)
+    count, conditions, given = named_conditions(named_inputs, conditions, null)
     _check_steps(steps, len(schedule))
     points = schedule.points(spacing(len(schedule), steps)[-_done(steps, strength, start, noise) :])
     rows = sampler(points)
@@ -121,7 +121,7 @@ def request(
     return Request(range(count), conditions, away, rows, shape, *chosen)
 
 
-def _conditions(named_inputs, asked, null):
+def named_conditions(named_inputs, asked, null):
     """Give the number of images, all conditions (N, ...), and the names of those that were asked for."""
     count, given = None, {}
     if isinstance(asked, int | np.integer) and not isinstance(asked, bool):

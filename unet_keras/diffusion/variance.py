@@ -54,6 +54,12 @@ def halves(output):
     return prediction, (v + 1.0) / 2.0
 
 
+def join_halves(prediction, share):
+    """Make an output that says ``share`` of the variance everywhere: the inverse of ``halves``."""
+    prediction = ops.cast(prediction, "float32")
+    return ops.concatenate([prediction, ops.full_like(prediction, 2.0 * share - 1.0)], axis=_channels())
+
+
 def _channels():
     return 1 if keras.config.image_data_format() == "channels_first" else -1
 
