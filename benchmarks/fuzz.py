@@ -396,18 +396,22 @@ def command_line(folder):
         generate(self, conditions, steps=min(steps, 2) if isinstance(steps, int) else steps, progress=False, **options)
 
     DiffusionModel.generate = checked
-    commands = cli.parser()._subparsers._group_actions[0].choices.values()
-    options = {word for command in commands for action in command._actions for word in action.option_strings}
-    options = sorted(options - {"-h", "--help"})
+    parsers = cli.parser()._subparsers._group_actions[0].choices
+    options = {
+        name: [word for action in parser._actions for word in action.option_strings[-1:] if word != "--help"]
+        for name, parser in parsers.items()
+    }
     values = [
         "0", "-1", "1", "2", "8", "1e400", "nan", "x", "", "é\0", "9" * 30, "emoji-32", ".", "..", "x.png", "/", "gone",
         "preset", "good.keras", "hf://x", "linear", "ddim", "--", "float16", "patch", "\udcff", "-",
     ]  # fmt: skip
 
     def run(rng):
-        words = [rng.choice([*cli.COMMANDS] * 5 + values)]  # presets alone is the table: nothing bad, and slow
-        for _ in range(rng.randint(0, 5)):
-            words += [rng.choice(options), rng.choice(values)] if rng.random() < 0.7 else [rng.choice(values)]
+        command, places = rng.choice([*options]), ["good.keras", "preset", ".", "gone", "x.png", "emoji-32"]
+        words = [command] + [rng.choice(places) for _ in range({"train": 0, "sample": 1, "presets": 1}.get(command, 2))]
+        known = options[command] if rng.random() < 0.9 else options["train"]
+        for _ in range(rng.randint(1, 4)):
+            words += [rng.choice(known), rng.choice(values)] if known and rng.random() < 0.9 else [rng.choice(values)]
         told = io.StringIO()
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
             try:

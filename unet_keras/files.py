@@ -20,6 +20,9 @@ EXPANSION = 100
 """How many times its size on disk an archive's file may have; Keras does not compress, weights hardly can be."""
 
 
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+
+
 def download(handle: str, wanted: list[str]) -> Path:
     """Fetch those files of "hf://owner/name" that match the patterns ``wanted``; give the folder they lie in."""
     try:
@@ -55,6 +58,8 @@ def keras_config(path: Path) -> dict:
     Raises ValueError for an archive that is none, whose files lead out of it, or that would unpack to far more than it
     is.
     """
+    if path.suffix in PICKLES:
+        raise ValueError(f"{path} is a pickle, which can run code and is not read: save it as safetensors.")
     try:
         with zipfile.ZipFile(path) as archive:
             for file in archive.infolist():
@@ -146,7 +151,7 @@ def _shards(folder, index):
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise ValueError(f"{index} must hold a weight_map of names of tensors to names of files.")
     names = sorted(set(listed.values()))
-    missing = [name for name in names if os.path.basename(name) != name or not (folder / name).is_file()]
+    missing = [name for name in names if os.path.basename(name) != name or not os.path.isfile(folder / name)]
     if missing:
         raise ValueError(f"{index} names files that are not there: {missing}.")
     return [folder / name for name in names], set(listed)

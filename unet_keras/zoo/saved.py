@@ -6,6 +6,7 @@ built on shapes alone first, so that one larger than the machine is told before 
 
 import math
 import os
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -56,11 +57,16 @@ def told(path: Path, load, *args, **options):
     """
     try:
         return load(*args, **options)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error!s:.2000}") from error
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {reason:.300}") from error
+        kind = "" if isinstance(error, ValueError) else f"cannot be loaded, {type(error).__name__}: "
+        raise ValueError(f"{path}: {kind}{_reason(error)}") from error
+
+
+def _reason(error):
+    """What went wrong in one line: Keras wraps it in others, and prints it in bold."""
+    text = str(error).split("Exception encountered: ")[-1].strip()
+    bold = re.search("\x1b\\[1m(.*?)\x1b", text, flags=re.DOTALL)
+    return " ".join((bold[1] if bold else text).split())[:1000]
 
 
 def _physical_memory():

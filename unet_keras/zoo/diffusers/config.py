@@ -127,7 +127,7 @@ BLOCKS = {
 def complete(config: dict) -> dict:
     """Fill a configuration up with defaults and check it; raises ValueError that names the field at fault."""
     name = config.get("_class_name")
-    if name not in DEFAULTS:
+    if not isinstance(name, str) or name not in DEFAULTS:
         raise ValueError(f"_class_name must be {UNCONDITIONAL} or {CONDITIONAL}, got {name!r}.")
     defaults = DEFAULTS[name]
     for field, value in config.items():
