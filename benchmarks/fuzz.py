@@ -397,21 +397,21 @@ def command_line(folder):
 
     DiffusionModel.generate = checked
     parsers = cli.parser()._subparsers._group_actions[0].choices
-    options = {
-        name: [word for action in parser._actions for word in action.option_strings[-1:] if word != "--help"]
-        for name, parser in parsers.items()
-    }
+    options = {name: [action for action in parser._actions if action.option_strings and action.dest != "help"]
+               for name, parser in parsers.items()}  # fmt: skip
+    numbers = ["0", "-1", "1", "2", "7", "1001", "9" * 30, "0.5", "nan", "inf", "-1e400", "2"]
     values = [
-        "0", "-1", "1", "2", "8", "1e400", "nan", "x", "", "é\0", "9" * 30, "emoji-32", ".", "..", "x.png", "/", "gone",
+        "0", "-1", "1", "2", "8", "1e400", "nan", "x", "", "é\0", "9" * 30, ".", "..", "x.png", "/", "gone",
         "preset", "good.keras", "hf://x", "linear", "ddim", "--", "float16", "patch", "\udcff", "-",
     ]  # fmt: skip
 
     def run(rng):
-        command, places = rng.choice([*options]), ["good.keras", "preset", ".", "gone", "x.png", "emoji-32"]
+        command, places = rng.choice([*options]), ["good.keras", "preset", ".", "gone", "x.png", "."]
         words = [command] + [rng.choice(places) for _ in range({"train": 0, "sample": 1, "presets": 1}.get(command, 2))]
-        known = options[command] if rng.random() < 0.9 else options["train"]
-        for _ in range(rng.randint(1, 4)):
-            words += [rng.choice(known), rng.choice(values)] if known and rng.random() < 0.9 else [rng.choice(values)]
+        for action in rng.sample(options[command], rng.randint(1, min(4, len(options[command])))):
+            plausible = [*action.choices] if action.choices else numbers if action.type in (int, float) else values
+            taken = [] if action.nargs == 0 else [rng.choice(plausible if rng.random() < 0.85 else values)]
+            words += [action.option_strings[-1], *taken]
         told = io.StringIO()
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
             try:

@@ -114,7 +114,7 @@ NEVER_NULL = (
     "in_channels", "out_channels", "block_out_channels", "layers_per_block", "conv_in_kernel", "conv_out_kernel",
 )  # fmt: skip
 
-LARGEST, MOST_BLOCKS = 2**20, 2000
+LARGEST, MOST_BLOCKS = 2**20, 500
 """Of a count, and of the blocks and transformer layers of a network; Stable Diffusion XL has about a hundred."""
 
 BLOCKS = {

@@ -71,7 +71,7 @@ def from_folder(
     if tensors is not None:
         _load(network, tensors)
     fill_rest(network)
-    return DiffusionModel(network, **options)
+    return told(path, DiffusionModel, network, **options)
 
 
 def _load(network, tensors):
