@@ -43,7 +43,7 @@ def list_files(folder, count):
     names = listed(folder).images
     seconds, kept, most = time.perf_counter() - start, memory("VmRSS") - before, memory("VmHWM") - before
     print(f"listing {len(names):,} files: {seconds:.1f} s; {kept:.0f} MB kept, {most:.0f} MB at most")
-    print(f"  the array of names: {names._names.nbytes / 1e6 / count * 1e6:.0f} MB a million")
+    print(f"  the array of names: {names._names.nbytes / count:.0f} MB a million")
 
 
 def decode(folder, size, batch_size, batches):
