@@ -133,7 +133,7 @@ def test_folders_runs_and_files_are_read_without_their_weights(folder, tmp_path,
         (["ddpm-cifar10", "--batch", "0"], "batch must be"),
         (["ddpm-cifar10", "--size", "33"], "size=33"),
         (["emoji-32", "--dtype", "bfloat16"], "takes no dtype"),
-        (["empty"], "config.json is missing"),
+        (["empty"], "no config.json"),
         (["file"], "no .keras file"),
     ],
 )

@@ -1,12 +1,26 @@
-"""Files of pretrained models, on a disk or on the Hugging Face hub: JSON and safetensors, never pickles."""
+"""Files of pretrained models, on a disk or on the Hugging Face hub: JSON, safetensors and Keras's, never pickles.
+
+What a file says of itself is not believed: sizes are compared with what is there before memory is taken.
+"""
 
 import json
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+JSON_LIMIT = 100 * 2**20
+"""Bytes of a JSON file; the largest that are known, vocabularies, have a fifth of it."""
+
+EXPANSION = 100
+"""How many times its size on disk an archive's file may have; Keras does not compress, weights hardly can be."""
+
+
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 
 def download(handle: str, wanted: list[str]) -> Path:
@@ -22,13 +36,42 @@ def read_json(path: Path) -> dict:
     """Read a JSON file that holds an object. Raises ValueError where it is missing or is none."""
     if not path.is_file():
         raise ValueError(f"{path} is missing.")
+    if path.stat().st_size > JSON_LIMIT:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes: it must have {JSON_LIMIT:,} at most.")
+    return json_object(path.read_bytes(), path)
+
+
+def json_object(content: bytes | str, source) -> dict:
+    """Parse the JSON of a source, which the error names. Raises ValueError unless it is an object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold an object, {{...}}, got a {type(content).__name__}.")
-    return content
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is no JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{source} must hold an object, {{...}}, got a {type(found).__name__}.")
+    return found
+
+
+def keras_config(path: Path) -> dict:
+    """Read the configuration in a ``.keras`` file.
+
+    Raises ValueError for an archive that is none, whose files lead out of it, or that would unpack to far more than it
+    is.
+    """
+    if path.suffix in PICKLES:
+        raise ValueError(f"{path} is a pickle, which can run code and is not read: save it as safetensors.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for file in archive.infolist():
+                if file.filename.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", file.filename):
+                    raise ValueError(f"{path} holds {file.filename!r}, which leads out of it.")
+                if file.file_size > EXPANSION * (file.compress_size + 1024):
+                    raise ValueError(f"{path} holds {file.filename!r}, packed to less than 1/{EXPANSION} of its size.")
+            if archive.getinfo("config.json").file_size > JSON_LIMIT:
+                raise ValueError(f"{path} has a config.json of more than {JSON_LIMIT:,} bytes.")
+            return json_object(archive.read("config.json"), f"config.json in {path}")
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, EOFError, OSError, zlib.error, RuntimeError) as error:
+        raise ValueError(f"{path} is no .keras file: {error}.") from error
 
 
 class Tensors:
@@ -74,7 +117,10 @@ class Tensors:
     def __getitem__(self, name: str) -> np.ndarray:
         # Opened each time: the pages of an open file count as the program's memory once they were read.
         with self._open(self._files[name], framework="np") as file:
-            return file.get_tensor(name)
+            try:
+                return file.get_tensor(name)
+            except Exception as error:  # a kind of number that NumPy does not have
+                raise ValueError(f"{self._files[name]}: the tensor {name} cannot be read: {error}.") from error
 
 
 def _weight_files(folder, stem, variant):
@@ -102,8 +148,10 @@ def _weight_files(folder, stem, variant):
 
 def _shards(folder, index):
     listed = read_json(index).get("weight_map", {})
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise ValueError(f"{index} must hold a weight_map of names of tensors to names of files.")
     names = sorted(set(listed.values()))
-    missing = [name for name in names if os.path.basename(name) != name or not (folder / name).is_file()]
+    missing = [name for name in names if os.path.basename(name) != name or not os.path.isfile(folder / name)]
     if missing:
         raise ValueError(f"{index} names files that are not there: {missing}.")
     return [folder / name for name in names], set(listed)

@@ -101,13 +101,21 @@ def test_a_row_that_leads_out_of_the_folder(save, tmp_path, name):
         image_folder(tmp_path / "in", 8)
 
 
-@pytest.mark.parametrize("name", ["gone.png", "", "notes.txt", ".hidden.png", "A.PNG"])
+@pytest.mark.parametrize("name", ["gone.png", "", "notes.txt", ".hidden.png", "A.PNG", "x" * 5000])
 def test_a_row_that_names_no_image(save, tmp_path, name):
     save("a.png")
     save(".hidden.png")
     (tmp_path / "notes.txt").write_text("x")
     write_csv(tmp_path / "metadata.csv", {"file_name": "a.png", "text": "x"}, {"file_name": name, "text": "y"})
     with pytest.raises(ValueError, match=r"metadata.csv, row 2: there is no image .*correct file_name"):
+        image_folder(tmp_path, 8)
+
+
+@pytest.mark.parametrize("name", ["a.png\0", "\0", "\ud800.png", "a\0/../../b.png"])
+def test_a_row_that_names_what_no_file_is_called(save, tmp_path, name):
+    save("a.png")
+    write_jsonl(tmp_path / "metadata.jsonl", {"file_name": name, "text": "x"})
+    with pytest.raises(ValueError, match=r"metadata.jsonl, row 1: "):
         image_folder(tmp_path, 8)
 
 
@@ -141,6 +149,7 @@ def test_a_row_without_its_text(save, tmp_path, row, column):
     [
         ("metadata.jsonl", b'{"file_name": "a.png", "te'),
         ("metadata.jsonl", b'{"file_name": "a.png", "text": "\xe9"}'),
+        ("metadata.jsonl", b"[" * 100_000),
         ("metadata.csv", b"file_name,text\na.png,\xe9\n"),
         ("metadata.csv", b"file_name,text\na.png," + b"x" * 200_000),
     ],

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from unet_keras import runs
-from unet_keras.zoo.presets import save_preset
+from unet_keras.zoo.presets import from_preset, save_preset
 
 EXAMPLES = """Write a run as a preset: a small folder to sample from, to train on, to share.
 
@@ -28,4 +28,4 @@ def export(arguments) -> None:
         settings = runs.read_settings(arguments.model)
         about = {key: settings[key] for key in ("class_names", "epochs_done") if settings.get(key)}
         about["losses"] = {name: values[-1] for name, values in settings["losses"].items() if values}
-    print(save_preset(runs.load_model(arguments.model), arguments.folder, about=about, dtype=arguments.dtype))
+    print(save_preset(from_preset(arguments.model), arguments.folder, about=about, dtype=arguments.dtype))

@@ -95,7 +95,7 @@ def _opened(arguments):
     if not arguments.given:
         raise ValueError("There is nothing to sample from: give a run folder, a .keras file, or --preset NAME.")
     path = Path(arguments.given[0])
-    model = runs.load_model(path)
+    model = from_preset(path)
     names = runs.read_settings(path).get("class_names") if path.is_dir() else None
     return model, names, path if path.is_dir() else path.parent, arguments.given[1:]
 

@@ -3,8 +3,10 @@
 Knows nothing of batches or epochs.
 """
 
+import math
 import os
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from unet_keras.data.decode import load_image, readable_extensions
-from unet_keras.data.metadata import METADATA_NAMES, is_inside, read_captions
+from unet_keras.data.decode import load_image
+from unet_keras.data.listing import Names, listed
+from unet_keras.data.metadata import read_captions
 
 
 class Contents(NamedTuple):
@@ -29,58 +32,51 @@ class Contents(NamedTuple):
 def read_contents(root: Path, height: int, width: int, *, workers: int | None) -> Contents:
     """Decode every image under `root`, with one warning that names what was left out.
 
-    `workers` is a number of threads; None: one a core. No image left is a ValueError.
+    `workers` is a number of threads; None: one a core. A ValueError if no image is left, or more than fit into memory.
     """
-    names, metadata, left_out = _scan(root)
-    captions = read_captions(root, metadata, frozenset(names)) if metadata else dict.fromkeys(names)
-    wanted = [name for name in names if name in captions]
-    unnamed = {name: "no row in the metadata" for name in names if name not in captions}
+    names, captions, left_out = read_names(root)
+    wanted = list(names if captions is None else captions)
+    check_memory(len(wanted), height, width)
     images, errors = _decode([root / name for name in wanted], height, width, workers)
     broken = {name: error for name, error in zip(wanted, errors, strict=True) if error}
     kept = [name for name in wanted if name not in broken]
-    _report(root, len(kept), broken | unnamed | left_out)
-    labels, class_names = _classes(names, kept)
+    report("image_folder", root, len(kept), broken | left_out)
+    labels, class_names = classes(names, kept)
     return Contents(
         images=images[[error is None for error in errors]] if broken else images,  # copies no more than it must
         paths=[root / name for name in kept],
         labels=labels,
         class_names=class_names,
-        captions=[captions[name] for name in kept] if metadata else None,
+        captions=None if captions is None else [captions[name] for name in kept],
     )
 
 
-def _scan(root):
-    """List a folder -> names of images and of metadata files, sorted, and {name: reason} of what cannot be read.
-
-    Names are relative to `root`, with forward slashes on every system, so that all systems sort them alike.
-    """
-    extensions, images, metadata, left_out = readable_extensions(), [], [], {}
-    for name in _visible(root, left_out):
-        path = root / name
-        kind = images if path.suffix.lower() in extensions else metadata if path.name in METADATA_NAMES else None
-        if kind is not None and not path.is_file():
-            left_out[name] = "not a file"
-        elif kind is not None and not is_inside(path, root):
-            left_out[name] = "a link that leads out of the folder"
-        elif kind is not None:
-            kind.append(name)
-    return sorted(images), sorted(metadata), left_out
+def read_names(root: Path) -> tuple[Names, dict[str, str] | None, dict[str, str]]:
+    """List the images under `root` -> all names; captions by name, sorted, if there are any; reasons of what is out."""
+    images, metadata, left_out = listed(root)
+    if not metadata:
+        return images, None, left_out
+    captions = read_captions(root, metadata, images)
+    unnamed = {name: "no row in the metadata" for name in images if name not in captions}
+    return images, dict(sorted(captions.items())), unnamed | left_out
 
 
-def _visible(root, left_out):
-    """Walk a folder -> the name of each file that is not hidden; linked and unreadable sub-folders go to `left_out`."""
+def check_memory(count: int, height: int, width: int) -> None:
+    """Raise ValueError where so many images are larger than the machine's memory."""
+    need, have = count * height * width * 3, _physical_memory()
+    if need > have:
+        raise ValueError(
+            f"size: {count} images of {height} x {width} take {need / 2**30:.1f} GiB, and this machine has "
+            f"{have / 2**30:.1f}: give a smaller size, or fewer at a time (image_stream)."
+        )
 
-    def relative(folder, name):
-        return Path(folder, name).relative_to(root).as_posix()
 
-    def refuse(error):
-        left_out[relative(error.filename, "")] = error.strerror
-
-    for folder, subfolders, files in os.walk(root, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        links = [name for name in subfolders if Path(folder, name).is_symlink()]
-        left_out.update({relative(folder, name): "a link to a folder" for name in links})
-        yield from (relative(folder, name) for name in files if not name.startswith("."))
+def _physical_memory() -> float:
+    """Tell how many bytes of memory the machine has; infinity where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _decode(paths, height, width, workers):
@@ -100,7 +96,7 @@ def _decode(paths, height, width, workers):
         return images, list(pool.map(read, range(len(paths))))
 
 
-def _report(root, kept, left_out):
+def report(reader: str, root: Path, kept: int, left_out: dict[str, str]) -> None:
     """Name the first ten files left out, in one warning; or in the error, where nothing is left."""
     first = "; ".join(f"{name} ({reason})" for name, reason in list(left_out.items())[:10])
     more = f"; and {len(left_out) - 10} more" if len(left_out) > 10 else ""
@@ -110,11 +106,11 @@ def _report(root, kept, left_out):
             f"path: no image can be read in {str(root)!r}, {reason}. Give a folder with .png, .jpg or the like."
         )
     if left_out:
-        message = f"image_folder left out {len(left_out)} and kept {kept} images of {str(root)!r}: {first}{more}"
-        warnings.warn(message, stacklevel=4)  # the caller of image_folder
+        message = f"{reader} left out {len(left_out)} and kept {kept} images of {str(root)!r}: {first}{more}"
+        warnings.warn(message, stacklevel=4)  # the caller of the reader
 
 
-def _classes(listed, kept):
+def classes(listed: Iterable[str], kept: Iterable[str]) -> tuple[np.ndarray | None, list[str] | None]:
     """Take the classes from the topmost sub-folders -> labels, class names; None, None where an image lies in none.
 
     A class counts even if none of its images could be read: a broken file must not renumber the others.
@@ -123,4 +119,4 @@ def _classes(listed, kept):
         return None, None
     class_names = sorted({name.split("/")[0] for name in listed if "/" in name})
     number = {name: label for label, name in enumerate(class_names)}
-    return np.array([number[name.split("/")[0]] for name in kept], np.int32), class_names
+    return np.fromiter((number[name.split("/")[0]] for name in kept), np.int32), class_names

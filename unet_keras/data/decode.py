@@ -1,9 +1,13 @@
 """An image file of any kind to 8-bit RGB pixels of one size: upright, on white, scaled and cropped.
 
-Knows nothing of folders, captions or batches.
+Run as a program, it decodes for another process: see ``serve``. Knows nothing of folders, captions or batches.
 """
 
-from os import PathLike
+import signal
+import struct
+import sys
+import warnings
+from os import PathLike, fsdecode
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -57,3 +61,33 @@ def _fit(image, height, width):
     left = round((image.width - across) * scale) // 2 / scale
     top = round((image.height - down) * scale) // 2 / scale
     return image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + across, top + down))
+
+
+# ---- for another process --------------------------------------------------------------------------------------------
+
+LENGTH, LengthError = struct.Struct("<I"), struct.error
+"""How a message between the two processes begins: the number of bytes that follow."""
+
+
+def serve(height: int, width: int) -> None:
+    """Decode the files whose names come in until there are no more.
+
+    A request is a name; a reply is the pixels, height * width * 3 bytes, or why there are none, both after their length
+    and a byte that says which. This file is run by itself, so that a process starts in a tenth of a second and needs no
+    Keras; nothing is pickled; and what breaks a decoder breaks no training.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training's
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    while head := sys.stdin.buffer.read(LENGTH.size):
+        name = fsdecode(sys.stdin.buffer.read(*LENGTH.unpack(head)))
+        try:
+            good, body = b"+", load_image(name, height, width).tobytes()
+        except Exception as error:  # Pillow's decoders raise almost anything on broken data
+            good, body = b"-", f"{type(error).__name__}: {error}".encode(errors="replace")
+        sys.stdout.buffer.write(LENGTH.pack(len(body)) + good + body)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), int(sys.argv[2]))

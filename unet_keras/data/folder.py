@@ -31,7 +31,7 @@ class ImageFolder(keras.utils.PyDataset):
         self.images, self.paths, self.labels, self.class_names, self.captions = contents
         self.batch_size = batch_size
         self._shuffle, self._flip, self._seed = shuffle, flip, seed
-        self.conditions = None if conditions is None else _named_arrays(conditions(self), len(self.images))
+        self.conditions = None if conditions is None else named_arrays(conditions(self), len(self.images))
         self._start(epoch=0)
 
     def __len__(self):
@@ -76,10 +76,15 @@ class ImageFolder(keras.utils.PyDataset):
 
     def _start(self, epoch):
         """Draw all that is random in an epoch, so that the order in which batches are asked for cannot matter."""
-        rng, count = np.random.default_rng([self._seed, epoch]), len(self.images)
         self._epoch = epoch
-        self._order = rng.permutation(count) if self._shuffle else np.arange(count)
-        self._flipped = rng.random(count) < (0.5 if self._flip else 0.0)
+        self._order, self._flipped = order_of(self._seed, epoch, len(self.images), self._shuffle, self._flip)
+
+
+def order_of(seed: int, epoch: int, count: int, shuffle: bool, flip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Draw an epoch of `count` images: their order, and for each place in it whether that image is mirrored."""
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(count) if shuffle else np.arange(count)
+    return order, rng.random(count) < (0.5 if flip else 0.0)
 
 
 Conditions = Callable[[ImageFolder], Mapping[str, np.ndarray]]
@@ -111,10 +116,8 @@ def image_folder(
     left out and named in one warning. Arguments and metadata that do not fit, and a folder without images, are a
     ValueError.
     """
-    root, (height, width) = _checked_root(path), _checked_size(size)
-    for name, value in {"batch_size": batch_size, "workers": 1 if workers is None else workers}.items():
-        if not _is_positive(value):
-            raise ValueError(f"{name}: received {value!r}; give a whole number of at least 1.")
+    root, (height, width) = checked_root(path), checked_size(size)
+    check_counts(batch_size=batch_size, workers=1 if workers is None else workers)
     return ImageFolder(
         read_contents(root, height, width, workers=workers),
         batch_size=batch_size,
@@ -135,7 +138,7 @@ def by_label(folder: ImageFolder) -> dict[str, np.ndarray]:
     return {"label": folder.labels}
 
 
-def _checked_root(path):
+def checked_root(path: str | os.PathLike) -> Path:
     """Return an existing folder as a Path."""
     root = Path(path)
     if not root.is_dir():
@@ -144,12 +147,19 @@ def _checked_root(path):
     return root
 
 
-def _checked_size(size):
+def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return a side or a pair as (height, width)."""
     sides = (size, size) if np.ndim(size) == 0 else tuple(size)
     if len(sides) != 2 or not all(_is_positive(side) for side in sides):
         raise ValueError(f"size: received {size!r}; give a side or (height, width), whole numbers of at least 1.")
-    return sides
+    return tuple(int(side) for side in sides)
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError unless each is a whole number of at least 1."""
+    for name, value in counts.items():
+        if not _is_positive(value):
+            raise ValueError(f"{name}: received {value!r}; give a whole number of at least 1.")
 
 
 def _is_positive(value):
@@ -157,7 +167,7 @@ def _is_positive(value):
     return isinstance(value, Integral) and value >= 1
 
 
-def _named_arrays(conditions, count):
+def named_arrays(conditions: Mapping, count: int) -> dict[str, np.ndarray]:
     """Return conditions as NumPy arrays, once each is known to have an entry an image."""
     if not isinstance(conditions, Mapping) or not conditions:
         raise ValueError(f"conditions: the function returned {conditions!r:.200}; return a dict of named arrays.")

@@ -24,9 +24,11 @@ def read_captions(root: Path, files: Iterable[str], images: Collection[str]) -> 
     for file in files:
         for number, row in enumerate(_rows(root / file), 1):
             where = f"{root / file}, row {number}"
-            name = _image_name(root, file, _text(row, ("file_name",), where), where)
+            file_name = _text(row, ("file_name",), where)
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(file), file_name))
             if name not in images:
-                raise ValueError(f"{where}: there is no image {name!r} in {root}; correct file_name or remove the row.")
+                fault = "there is no image" if _stays(root, name) else "file_name leads out of the folder, to"
+                raise ValueError(f"{where}: {fault} {name!r} in {root}; correct file_name or remove the row.")
             if name in captions:
                 raise ValueError(f"{where}: a second caption for {name!r}; keep one row an image.")
             captions[name] = _text(row, ("text", "caption"), where)
@@ -39,13 +41,14 @@ def is_inside(path: Path, root: Path) -> bool:
 
 
 def _rows(path):
-    """Parse a metadata file into its rows, dicts for a well-formed one."""
+    """Yield the rows of a metadata file, dicts in a well-formed one."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: spreadsheets put a byte order mark in front
             if path.suffix == ".csv":
-                return list(csv.DictReader(file))
-            return [json.loads(line) for line in file if line.strip()]
-    except (ValueError, csv.Error) as error:
+                yield from csv.DictReader(file)
+            else:
+                yield from (json.loads(line) for line in file if line.strip())
+    except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path}: not {path.suffix[1:].upper()} in UTF-8: {error}; save it as such.") from error
 
 
@@ -61,9 +64,9 @@ def _text(row, columns, where):
     return texts[0]
 
 
-def _image_name(root, file, file_name, where):
-    """Turn a file name relative to the metadata file into one relative to `root`."""
-    name = posixpath.normpath(posixpath.join(posixpath.dirname(file), file_name))
-    if not is_inside(root / name, root):
-        raise ValueError(f"{where}: file_name {file_name!r} leads out of {root}; name files inside it only.")
-    return name
+def _stays(root, name):
+    """Say whether a name that is no image's lies in `root` at least."""
+    try:
+        return is_inside(root / name, root)
+    except ValueError:  # a NUL or half of a surrogate pair: no file's name
+        return True

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from unet_keras.diffusion.dropping import Dropping
-from unet_keras.diffusion.inputs import Inputs
+from unet_keras.diffusion.inputs import Inputs, check_end
 from unet_keras.diffusion.losses import as_loss, portable, weighted_mean
 from unet_keras.diffusion.options import check_options
 from unet_keras.diffusion.predictions import Prediction, noise
@@ -253,7 +253,9 @@ class DiffusionModel(SampledModel):
             held = validation_data if isinstance(validation_data, tuple | list) else (validation_data,)
             held = self.named_inputs.prepare(*held)
             validation_data = held[0] if held[1] is None and held[2] is None and not _is_array(held[0]) else held
-        if not _is_array(x) and not isinstance(x, keras.utils.PyDataset):
+        check_end(x, kwargs.get("steps_per_epoch"), "steps_per_epoch")
+        check_end(validation_data, kwargs.get("validation_steps"), "validation_steps")
+        if not _is_array(x) and getattr(x, "num_batches", None) is None:
             kwargs.setdefault("shuffle", False)  # or Keras warns that its own default does nothing
         options = {"validation_data": validation_data, "sample_weight": sample_weight, **kwargs}
         return self._guarded(super().fit, x, y, batch_size=batch_size, epochs=epochs, **options)

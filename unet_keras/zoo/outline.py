@@ -1,18 +1,18 @@
 """Networks by name that take no memory for their weights: to be counted, not to be run."""
 
-import json
 import os
-import zipfile
+from functools import partial
 from pathlib import Path
 
 import keras
 
-from unet_keras.files import read_json
+from unet_keras.files import keras_config, read_json
 from unet_keras.nn.abstract import shapes_only
 from unet_keras.zoo.diffusers.folder import fetch, is_folder, policy
 from unet_keras.zoo.diffusers.network import SIZES, unet_of
-from unet_keras.zoo.presets import CONFIG, located
+from unet_keras.zoo.presets import located, preset_config
 from unet_keras.zoo.published import PUBLISHED
+from unet_keras.zoo.saved import deserialized, told
 
 
 def outline(name: str | os.PathLike, *, dtype: str | None = None) -> keras.Model:
@@ -31,26 +31,15 @@ def outline(name: str | os.PathLike, *, dtype: str | None = None) -> keras.Model
         index = path / "model_index.json"
         score = index.is_file() and read_json(index).get("requires_aesthetics_score")
         config = read_json(folder / "config.json")
-        return _built(lambda: unet_of(config, sizes=5 if score else SIZES), dtype)
+        return _built(partial(told, folder / "config.json", unet_of, config, sizes=5 if score else SIZES), dtype)
     if dtype is not None:
         raise ValueError(f"{name} takes no dtype={dtype!r}: it has the one that it was saved with.")
-    config = _saved(path)
-    config = config.get("config", {}).get("network", config)
-    return _built(lambda: keras.saving.deserialize_keras_object(config), None)
+    path = path / "model.keras" if (path / "model.keras").is_file() else path
+    config = preset_config(path)["model"] if path.is_dir() else keras_config(path)
+    network = config["config"].get("network", config) if isinstance(config.get("config"), dict) else config
+    return _built(partial(deserialized, network, path), None)
 
 
 def _built(build, dtype):
     with policy(dtype), shapes_only():
         return build()
-
-
-def _saved(path):
-    """The configuration in a preset's folder, a run's, or a ``.keras`` file."""
-    path = path / "model.keras" if (path / "model.keras").is_file() else path
-    if path.is_dir():
-        return read_json(path / CONFIG).get("model", {})
-    try:
-        with zipfile.ZipFile(path) as file:
-            return json.loads(file.read("config.json"))
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path} is no .keras file: {error}.") from error

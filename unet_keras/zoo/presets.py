@@ -10,16 +10,21 @@ Public checkpoints are diffusers' folders, on a disk or on the Hugging Face hub:
 
 import json
 import os
+import zipfile
+import zlib
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from unet_keras.files import read_json
 from unet_keras.zoo.diffusers.folder import fetch, from_folder, is_folder
 from unet_keras.zoo.published import PUBLISHED, from_published
+from unet_keras.zoo.saved import check_config, deserialized, load_keras
 
 SHIPPED = Path(__file__).with_name("shipped")
 CONFIG, WEIGHTS = "config.json", "weights.npz"
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def preset_names() -> list[str]:
@@ -56,10 +61,12 @@ def from_preset(name: str | os.PathLike, **options):
     if options:
         raise ValueError(f"{name} takes no {sorted(options)}: it is loaded as it was saved.")
     if (path / "model.keras").is_file():
-        return keras.saving.load_model(path / "model.keras")
+        return load_keras(path / "model.keras")
     if path.is_file():
-        return keras.saving.load_model(path)
-    model = keras.saving.deserialize_keras_object(_read_config(path)["model"])
+        return load_keras(path)
+    config = preset_config(path)["model"]
+    check_config(config, path / CONFIG)
+    model = deserialized(config, path / CONFIG)
     _assign(model.averaged, path / WEIGHTS)
     model.network.set_weights(model.averaged.get_weights())
     return model
@@ -68,7 +75,7 @@ def from_preset(name: str | os.PathLike, **options):
 def preset_facts(name: str | os.PathLike) -> dict:
     """Read what a preset says of itself, e.g. ``class_names``; nothing for a ``.keras`` file."""
     path = located(name)
-    return _read_config(path).get("about", {}) if (path / CONFIG).is_file() else {}
+    return preset_config(path).get("about", {}) if (path / CONFIG).is_file() else {}
 
 
 def save_preset(model, folder: str | os.PathLike, *, about: dict | None = None, dtype: str = "float16") -> Path:
@@ -103,10 +110,14 @@ def located(name: str | os.PathLike) -> Path:
     raise ValueError(f"There is no preset {str(name)!r}: give one of {', '.join(known)}, hf://owner/name, or a path.")
 
 
-def _read_config(path):
+def preset_config(path: Path) -> dict:
+    """Read the configuration in a preset's folder: ``model``, and ``about`` if there is any. Raises ValueError."""
     if not (path / CONFIG).is_file():
         raise ValueError(f"{path} holds no preset: there is no {CONFIG} in it.")
-    return json.loads((path / CONFIG).read_text())
+    config = read_json(path / CONFIG)
+    if not isinstance(config.get("model"), dict) or not isinstance(config.get("about", {}), dict):
+        raise ValueError(f"{path / CONFIG} must hold a model and, if anything, what there is to know about it.")
+    return config
 
 
 def _by_path(network):
@@ -121,12 +132,34 @@ def _assign(network, file):
     if not file.is_file():
         raise ValueError(f"There are no weights at {file}.")
     variables = _by_path(network)
-    with np.load(file, allow_pickle=False) as arrays:
-        odd = {"only in the file": set(arrays) - set(variables), "only in the network": set(variables) - set(arrays)}
-        both = set(variables) & set(arrays)
-        odd["of another shape"] = {name for name in both if arrays[name].shape != tuple(variables[name].shape)}
-        if any(odd.values()):
-            told = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in odd.items() if names)
-            raise ValueError(f"The weights in {file} do not fit the configuration beside it. {told}.")
-        for name, variable in variables.items():
-            variable.assign(arrays[name].astype("float32"))
+    headers = _headers(file)
+    odd = {"only in the file": set(headers) - set(variables), "only in the network": set(variables) - set(headers)}
+    both = set(variables) & set(headers)
+    odd["of another shape"] = {name for name in both if headers[name] != tuple(variables[name].shape)}
+    if any(odd.values()):
+        told = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in odd.items() if names)
+        raise ValueError(f"The weights in {file} do not fit the configuration beside it. {told}.")
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            for name, variable in variables.items():
+                variable.assign(arrays[name].astype("float32"))
+    except UNREADABLE as error:
+        raise ValueError(f"{file} cannot be read: {error}.") from error
+
+
+def _headers(file):
+    """Read the shapes of an archive's arrays -> {name: shape}, in no memory. Raises ValueError for other things."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return {member.removesuffix(".npy"): _shape(archive, member) for member in archive.namelist()}
+    except UNREADABLE as error:
+        raise ValueError(f"{file} cannot be read: {error}.") from error
+
+
+def _shape(archive, member):
+    with archive.open(member) as content:
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = read[np.lib.format.read_magic(content)](content)
+    if dtype.kind not in "fiub":
+        raise ValueError(f"{member} holds {dtype}, where allow_pickle=False reads numbers alone")
+    return shape

@@ -102,6 +102,21 @@ ONLY_DEFAULT = (
 )  # fmt: skip
 """Fields that have no counterpart in our parts: of diffusers' many experiments, not of the checkpoints we know."""
 
+COUNTS = (
+    "in_channels", "out_channels", "block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups",
+    "attn_norm_num_groups", "sample_size", "time_embedding_dim", "num_class_embeds", "cross_attention_dim",
+    "transformer_layers_per_block", "reverse_transformer_layers_per_block", "encoder_hid_dim", "conv_in_kernel",
+    "addition_time_embed_dim", "projection_class_embeddings_input_dim", "conv_out_kernel", "num_train_timesteps",
+)  # fmt: skip
+"""Fields that hold a whole number above 0, several, or, where they may, null."""
+
+NEVER_NULL = (
+    "in_channels", "out_channels", "block_out_channels", "layers_per_block", "conv_in_kernel", "conv_out_kernel",
+)  # fmt: skip
+
+LARGEST, MOST_BLOCKS = 2**20, 500
+"""Of a count, and of the blocks and transformer layers of a network; Stable Diffusion XL has about a hundred."""
+
 BLOCKS = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "CrossAttnUpBlock2D"),
@@ -112,7 +127,7 @@ BLOCKS = {
 def complete(config: dict) -> dict:
     """Fill a configuration up with defaults and check it; raises ValueError that names the field at fault."""
     name = config.get("_class_name")
-    if name not in DEFAULTS:
+    if not isinstance(name, str) or name not in DEFAULTS:
         raise ValueError(f"_class_name must be {UNCONDITIONAL} or {CONDITIONAL}, got {name!r}.")
     defaults = DEFAULTS[name]
     for field, value in config.items():
@@ -127,6 +142,7 @@ def complete(config: dict) -> dict:
     for field, values in KNOWN.items():
         if field in full and full[field] not in values:
             raise ValueError(f"{field}={full[field]!r} is not supported: it must be one of {values}.")
+    _check_numbers(full)
     _check_levels(name, full)
     return {"_class_name": name, **full}
 
@@ -136,10 +152,37 @@ def _plain(value):
     return tuple(_plain(v) for v in value) if isinstance(value, list | tuple) else value
 
 
+def _flat(value):
+    return [w for v in value for w in _flat(v)] if isinstance(value, tuple) else [value]
+
+
+def _check_numbers(full):
+    for field in COUNTS:
+        if field not in full:
+            continue
+        values = _flat(full[field])
+        allowed = values == [None] and field not in NEVER_NULL
+        if not allowed and not (values and all(type(v) is int and 0 < v <= LARGEST for v in values)):
+            raise ValueError(f"{field}={full[field]!r:.200} must be a whole number, or several, of 1 to {LARGEST}.")
+    for field, low, high in (("dropout", 0, 1), ("norm_eps", 0, 1), ("freq_shift", -(2**20), 2**20)):
+        if not (type(full[field]) in (int, float) and low <= full[field] <= high):
+            raise ValueError(f"{field}={full[field]!r:.200} must be a number of {low} to {high}.")
+    if not isinstance(full["block_out_channels"], tuple):
+        raise ValueError(f"block_out_channels={full['block_out_channels']!r} must be a list.")
+    blocks = max(_flat(full["layers_per_block"])) * len(full["block_out_channels"])
+    blocks *= 1 + max(_flat(full.get("transformer_layers_per_block") or 0))
+    if blocks > MOST_BLOCKS:
+        raise ValueError(
+            f"layers_per_block, transformer_layers_per_block: {blocks:,} blocks are more than can be built."
+        )
+
+
 def _check_levels(name, full):
     channels = full["block_out_channels"]
     for field, known in BLOCKS.items():
         kinds = full[field] if isinstance(full[field], tuple) else (full[field],)
+        if not kinds or not all(isinstance(kind, str | None) for kind in kinds):
+            raise ValueError(f"{field}={full[field]!r:.200} must be the names of blocks, of {known}.")
         kinds = tuple(kind.removeprefix("UNetRes") if kind else kind for kind in kinds)
         odd = [kind for kind in kinds if kind not in known or (name == UNCONDITIONAL and "Cross" in str(kind))]
         if odd:

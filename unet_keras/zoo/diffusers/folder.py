@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -12,13 +12,14 @@ from unet_keras.diffusion.guidance import clipped, unclipped
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.diffusion.values import Values, latents
 from unet_keras.files import Tensors, download, read_json
-from unet_keras.nn.abstract import shapes_only
+from unet_keras.nn.abstract import fill_rest, shapes_only
 from unet_keras.nn.lora import adapted
 from unet_keras.zoo.diffusers import weights
 from unet_keras.zoo.diffusers.config import CONDITIONAL, complete
 from unet_keras.zoo.diffusers.describe import config_of
 from unet_keras.zoo.diffusers.network import SIZES, unet_of
 from unet_keras.zoo.diffusers.scheduler import check_variance, read_schedule, read_threshold, scheduler_config
+from unet_keras.zoo.saved import check_memory, told
 
 STEM = "diffusion_pytorch_model"
 SCHEDULER = "scheduler_config.json"
@@ -59,16 +60,18 @@ def from_folder(
     folder = path / "unet" if (path / "unet").is_dir() else path
     config = read_json(folder / "config.json")
     index = read_json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
-    full = complete(config)
+    full = told(folder / "config.json", complete, config)
     # Stable Diffusion XL's refiner is told an aesthetic score in place of the target's size.
     sizes = 5 if index.get("requires_aesthetics_score") else SIZES
     tensors = Tensors(folder, STEM, variant) if weights else None
     options = {"ema": None, **_of_scheduler(path, folder, full, "vae" in index or "vqvae" in index), **options}
-    with policy(dtype), shapes_only() if weights else nullcontext():
-        network = unet_of(config, size=size, sizes=sizes)
+    with policy(dtype), shapes_only():
+        network = told(folder / "config.json", unet_of, config, size=size, sizes=sizes)
+    check_memory(network)
     if tensors is not None:
         _load(network, tensors)
-    return DiffusionModel(network, **options)
+    fill_rest(network)
+    return told(path, DiffusionModel, network, **options)
 
 
 def _load(network, tensors):
@@ -99,12 +102,9 @@ def _of_scheduler(path, folder, config, has_codec):
         )
         return {"values": latents} if latent else {}
     scheduler = read_json(found)
-    try:
-        schedule, prediction = read_schedule(scheduler)
-        threshold = read_threshold(scheduler)
-        check_variance(scheduler, (config["in_channels"], config["out_channels"]))
-    except ValueError as error:
-        raise ValueError(f"{found}: {error}") from error
+    schedule, prediction = told(found, read_schedule, scheduler)
+    threshold = told(found, read_threshold, scheduler)
+    told(found, check_variance, scheduler, (config["in_channels"], config["out_channels"]))
     values = Values(not latent, clipped if threshold is clipped and not latent else unclipped)
     return {"schedule": schedule, "prediction": prediction, "values": values}
 

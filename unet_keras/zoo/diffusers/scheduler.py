@@ -31,6 +31,9 @@ CLIPPING = ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "LCM"
 NARROW = ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverSDE", "LCM", "TCD")
 """The classes whose betas go from 0.00085 to 0.012 unless a file says otherwise; the others' from 0.0001 to 0.02."""
 
+MOST_STEPS = 10**6
+"""Of a schedule, whose tables are kept in memory."""
+
 PREDICTIONS = {"epsilon": noise, "v_prediction": velocity, "sample": clean}
 SHAPES = {"linear": linear, "scaled_linear": scaled_linear, "sigmoid": sigmoid}
 
@@ -45,18 +48,22 @@ def read_schedule(config: dict) -> tuple[Schedule, Prediction]:
     steps = config.get("num_train_timesteps", 1000)
     start, end = (0.00085, 0.012) if kind in NARROW else (0.0001, 0.02)
     start, end = config.get("beta_start", start), config.get("beta_end", end)
+    if not (type(steps) is int and 0 < steps <= MOST_STEPS):
+        raise ValueError(f"num_train_timesteps={steps!r:.100} must be a whole number of 1 to {MOST_STEPS}.")
+    if not all(type(beta) in (int, float) and 0 < beta < 1 for beta in (start, end)):
+        raise ValueError(f"beta_start={start!r:.100} and beta_end={end!r:.100} must be numbers between 0 and 1.")
     if config.get("trained_betas") is not None:
         schedule = from_betas(np.asarray(config["trained_betas"], "float64"))
     elif shape == "squaredcos_cap_v2":
         schedule = cosine(steps)
-    elif shape in SHAPES:
+    elif isinstance(shape, str) and shape in SHAPES:
         schedule = SHAPES[shape](steps, start, end)
     else:
         raise ValueError(f"beta_schedule={shape!r} is not known: it must be one of {[*SHAPES, 'squaredcos_cap_v2']}.")
     if config.get("rescale_betas_zero_snr"):
         schedule = zero_terminal_snr(schedule)
     predicted = config.get("prediction_type", "epsilon")
-    if predicted not in PREDICTIONS:
+    if not isinstance(predicted, str) or predicted not in PREDICTIONS:
         raise ValueError(f"prediction_type={predicted!r} is not known: it must be one of {list(PREDICTIONS)}.")
     return schedule, PREDICTIONS[predicted]
 

@@ -1,0 +1,239 @@
+"""A folder too large for memory: the batches of ``image_folder``, decoded by other processes, from any place on."""
+
+import gc
+import json
+import os
+import struct
+import warnings
+import zlib
+
+import keras
+import numpy as np
+import pytest
+
+from unet_keras import DiffusionModel, build_unet, by_label, image_folder, image_stream
+from unet_keras.data import decoders
+from unet_keras.data.listing import Names
+
+
+@pytest.fixture
+def eleven(save, tmp_path):
+    """Eleven images in two classes, with captions."""
+    generator = np.random.default_rng(0)
+    names = [f"{('cat', 'dog')[i % 2]}/{i:02d}.png" for i in range(11)]
+    for name in names:
+        save(name, generator.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+    rows = (json.dumps({"file_name": name, "text": f"a {name[:3]}"}) for name in names)
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    return tmp_path
+
+
+def lengths(dataset):
+    """Two conditions: the class, and how long the caption and the file's name are."""
+    named = [[len(text), len(path.name)] for text, path in zip(dataset.captions, dataset.paths, strict=True)]
+    return by_label(dataset) | {"lengths": np.array(named)}
+
+
+def assert_same(batch, other):
+    keras.tree.map_structure(np.testing.assert_array_equal, batch, other)
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": False, "flip": False}, {"conditions": lengths, "seed": 3}])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_batches_are_those_of_image_folder(eleven, options, workers):
+    folder = image_folder(eleven, 8, batch_size=4, **options)
+    stream = image_stream(eleven, 8, batch_size=4, workers=workers, **options)
+    assert (stream.class_names, stream.captions, stream.paths) == (folder.class_names, folder.captions, folder.paths)
+    assert stream.steps == len(folder) == 3
+    for epoch in range(3):
+        for i in range(3):
+            assert_same(stream[3 * epoch + i], folder[i])
+        folder.on_epoch_end()
+
+
+def test_a_batch_does_not_depend_on_what_was_asked_before(eleven):
+    stream = image_stream(eleven, 8, batch_size=4, workers=2)
+    inorder = [stream[k] for k in range(7)]
+    for k in (5, 0, 6, 6, 2):
+        assert_same(stream[k], inorder[k])
+
+
+@pytest.mark.parametrize("done", range(7))
+def test_training_is_taken_up_at_any_batch(eleven, done):
+    whole = image_stream(eleven, 8, batch_size=4, workers=1)
+    rest = image_stream(eleven, 8, batch_size=4, workers=1, start=whole.position(done))
+    assert whole.position(done) == divmod(done, 3) and rest.position(2) == divmod(done + 2, 3)
+    assert_same(rest[0], whole[done])
+
+
+def test_a_model_trains_on_it_as_on_the_images_in_that_order(eleven):
+    def trained(batches, **options):
+        keras.utils.set_random_seed(0)
+        model = DiffusionModel(build_unet((8, 8, 3), (4,)), seed=0)
+        model.compile(keras.optimizers.SGD(0.1))
+        model.fit(batches, epochs=2, verbose=0, **options)
+        return model.get_weights()
+
+    stream = image_stream(eleven, 8, batch_size=4, workers=2)
+    folder = image_folder(eleven, 8, batch_size=4)
+
+    def by_hand():
+        while True:
+            yield from (folder[i] for i in range(3))
+            folder.on_epoch_end()
+
+    streamed, expected = trained(stream, steps_per_epoch=3), trained(by_hand(), steps_per_epoch=3)
+    for ours, theirs in zip(streamed, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_validation_sees_every_image_each_time(eleven):
+    model = DiffusionModel(build_unet((8, 8, 3), (4,)), seed=0)
+    model.compile("sgd")
+    held = image_stream(eleven, 8, batch_size=4, workers=1, shuffle=False, flip=False)
+    arrays = image_folder(eleven, 8, batch_size=4).images
+    assert model.evaluate(held, steps=held.steps, verbose=0) == pytest.approx(
+        model.evaluate(arrays, batch_size=4, verbose=0), rel=1e-5
+    )
+
+
+def test_how_long_an_epoch_is_must_be_said(eleven):
+    model = DiffusionModel(build_unet((8, 8, 3), (4,)), seed=0)
+    model.compile("sgd")
+    stream = image_stream(eleven, 8, workers=1)
+    with pytest.raises(ValueError, match="no end: give steps_per_epoch"):
+        model.fit(stream)
+    with pytest.raises(ValueError, match="no end: give validation_steps"):
+        model.fit(np.zeros((4, 8, 8, 3), "uint8"), validation_data=stream)
+
+
+# ---- what is broken -------------------------------------------------------------------------------------------------
+
+
+def png(width, height, data):
+    """A PNG of any size whose pixels are ``data``, compressed."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"no picture", "UnidentifiedImageError"), (png(20_000, 20_000, b""), "DecompressionBombError"), (b"", "Unident")],
+)
+def test_the_next_image_takes_the_place_of_a_broken_one_and_it_is_named_once(eleven, content, reason):
+    (eleven / "dog/05.png").write_bytes(content)
+    stream = image_stream(eleven, 8, batch_size=11, workers=2, shuffle=False, flip=False, conditions=lengths)
+    broken = stream.names.index("dog/05.png")
+    with pytest.warns(UserWarning, match=rf"the next image in the place of dog/05.png: {reason}") as caught:
+        images, named = stream[0]
+        stream[1]
+    assert len(caught) == 1
+    np.testing.assert_array_equal(images[broken], images[broken + 1])
+    np.testing.assert_array_equal(named["lengths"][broken], named["lengths"][broken + 1])
+
+
+def test_a_folder_of_broken_images_is_no_endless_search(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"x")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="100 images in a row cannot be read.*Unidentified"):
+        image_stream(tmp_path, 8, workers=1)[0]
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """The processes that are started, as they come."""
+    started = []
+    monkeypatch.setattr(
+        decoders, "_started", lambda *size, start=decoders._started: started.append(start(*size)) or started[-1]
+    )
+    return started
+
+
+def test_a_process_that_ends_is_replaced(eleven, processes):
+    stream = image_stream(eleven, 8, batch_size=4, workers=1)
+    first = stream[0]
+    for future in [f for _, _, futures in stream._ahead.values() for f in futures]:
+        future.result()
+    processes[0].kill()
+    processes[0].wait()
+    assert_same(stream[0], first)
+    assert len(processes) == 2
+
+
+def test_a_file_that_ends_the_process_is_broken(tmp_path, monkeypatch):
+    (tmp_path / "crash.py").write_text("import os, sys; sys.stdin.buffer.read(4); os._exit(7)")
+    monkeypatch.setattr(decoders.decode, "__file__", str(tmp_path / "crash.py"))
+    crashing = decoders.Decoders(8, 8, 1)
+    assert crashing.submit("a.png").result() == "the process that decoded it ended with 7"
+
+
+def test_a_process_that_cannot_start_is_told(monkeypatch):
+    monkeypatch.setattr(decoders.sys, "executable", "/gone")
+    stuck = decoders.Decoders(8, 8, 1)
+    with pytest.raises(FileNotFoundError, match="/gone"):
+        stuck.submit("a.png").result()
+
+
+def test_the_processes_end_with_the_stream(eleven, processes):
+    stream = image_stream(eleven, 8, workers=2)
+    stream[0]
+    assert processes
+    del stream
+    gc.collect()
+    assert [process.wait(timeout=60) for process in processes] == [0] * len(processes)
+
+
+@pytest.mark.parametrize("start", [(0, 3), (-1, 0), (0, -1), 3, (1,), (0.5, 0), None])
+def test_places_that_are_none(eleven, start):
+    with pytest.raises(ValueError, match=r"start: received .*give \(epoch, batch\), the batch of 0 to 2"):
+        image_stream(eleven, 8, batch_size=4, start=start)
+
+
+@pytest.mark.parametrize("reader", [image_folder, image_stream])
+def test_more_than_there_is_memory_for_is_refused_before_it_is_taken(eleven, reader):
+    with pytest.raises(ValueError, match="size: .* of 1000000 x 1000000 take .* GiB, and this machine has"):
+        reader(eleven, 10**6)
+
+
+def test_the_folder_itself_is_checked(tmp_path, save):
+    with pytest.raises(ValueError, match="no image can be read"):
+        image_stream(tmp_path, 8)
+    with pytest.raises(ValueError, match="there is nothing at"):
+        image_stream(tmp_path / "gone", 8)
+    with pytest.raises(ValueError, match="workers: received 0"):
+        image_stream(tmp_path, 8, workers=0)
+    save("in/a.png")
+    (tmp_path / "in/away.png").symlink_to(save("b.png"))
+    with pytest.warns(UserWarning, match=r"image_stream left out 1 .*away.png \(a link that leads out") as caught:
+        assert list(image_stream(tmp_path / "in", 8).names) == ["a.png"]
+    assert caught[0].filename == __file__
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_a_sorted_sequence():
+    given = [f"{i}/{'é' * (i % 5)}x\n.png" for i in range(1000)]
+    names = Names(given)
+    assert list(names) == sorted(given) and len(names) == 1000 and names[-1] == sorted(given)[-1]
+    assert all(name in names for name in given)
+    assert not any(name in names for name in ("", "x", given[0] + "\0", "\ud800", "ÿ" * 50))
+    assert "a" not in Names([])
+    with pytest.raises(IndexError):
+        names[1000]
+
+
+def test_names_take_their_bytes_alone():
+    assert Names(f"{i:020d}.png" for i in range(10_000))._names.nbytes == 24 * 10_000
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are bytes on Unix")
+def test_names_that_are_no_text_are_read(save, tmp_path):
+    os.rename(save("a.png", 7), os.fsencode(tmp_path) + b"/\xff\n.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert image_stream(tmp_path, 8, workers=1)[0][0].max() == 7
