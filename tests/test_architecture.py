@@ -19,7 +19,7 @@ OURS = {
     "data": set(),
     "metrics": set(),
     "plots": set(),
-    "callbacks": {"plots"},
+    "callbacks": {"plots", "runs"},
     "pipeline": {"nn", "diffusion", "text"},
     "lora": {"nn", "diffusion"},
     "zoo": {"files", "nn", "diffusion", "text", "pipeline", "lora"},

@@ -10,7 +10,7 @@ pictures = model.generate(16)
 """
 
 from unet_keras import plots
-from unet_keras.callbacks import SampleGrid
+from unet_keras.callbacks import Checkpoint, LossGuard, SampleGrid
 from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder, load_emoji
 from unet_keras.diffusion.guidance import classifier_free, clipped, dynamic, interval, rescaled, unclipped
 from unet_keras.diffusion.model import DiffusionModel
@@ -147,5 +147,5 @@ __all__ = [
     "stable_diffusion_inpainting", "instruct_pix2pix",
     "from_preset", "preset_names", "save_preset", "to_diffusers", "cost", "Cost",
     "load_emoji", "emoji_table", "emoji_captions", "Redrawn", "image_folder", "by_label",
-    "plots", "SampleGrid",
+    "plots", "SampleGrid", "Checkpoint", "LossGuard",
 ]  # fmt: skip
