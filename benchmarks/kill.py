@@ -5,7 +5,8 @@
 Each run is ``unet-keras train`` on a folder of random pictures of two classes, with random flips, dropout, dropped
 labels and a validation, in a process of its own that SIGKILL ends: a random time after training began, or for every
 fifth after the process did. In the end every number in the two runs' model files, the optimizer's and the random
-generators' too, and every ``val_loss``, should be the same to the last bit.
+generators' too, and every ``val_loss``, should be the same to the last bit. A third run, uninterrupted as well, tells
+whether the backend computes the same numbers twice at all.
 """
 
 import argparse
@@ -33,10 +34,6 @@ def work(arguments):
     from unet_keras.cli import train
     from unet_keras.nn.blocks import conv
 
-    if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
     block = partial(res_block, groups=2, dropout=0.1)
     train.NETWORKS["patch"] = partial(build_unet, levels=(8, 8), block=block, stem=partial(conv, filters=8))
     return cli.main(["train", *arguments])
@@ -106,8 +103,8 @@ def main():
     """Run the test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--within", type=float, default=1.0, help="seconds of training before a kill, at most")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--within", type=float, default=2.0, help="seconds of training before a kill, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     options = parser.parse_args()
     rng, home, killed, tries, saving = random.Random(options.seed), Path(tempfile.mkdtemp()), 0, 0, 0
