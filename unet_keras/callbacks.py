@@ -107,33 +107,36 @@ class Checkpoint(keras.callbacks.Callback):
             self._resumed, self._saved = True, time.monotonic()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.position = {**self.position, "epoch": epoch, "batch": self.model.first_batch}
+        self._steps_before = self.position["step"] - self.model.first_batch
+        self._reach(epoch, 0)
         if self.data is not None:
             self.data.set_epoch(epoch)
 
+    # Not on_train_batch_end, for which Keras would wait for each batch before it begins the next.
     def on_train_batch_begin(self, batch, logs=None):
+        self._reach(self.position["epoch"], batch)
+        if batch and time.monotonic() - self._saved >= self.every:
+            self._save()
         if keras.backend.backend() == "torch":
             import torch
 
             # Dropout without a seed draws from torch's own generator, as do torch's loaders, at times of their own.
             seed = self.settings.setdefault("torch_seed", torch.initial_seed())
-            place = [seed, self.position["epoch"], self.model.first_batch + batch]
+            place = [seed, self.position["epoch"], self.position["batch"]]
             torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
-    def on_train_batch_end(self, batch, logs=None):
-        here, steps = self.position, self.params["steps"]
-        done = self.model.first_batch + (batch + 1 if steps is None else min(batch + 1, steps))
-        batches = None if steps is None else self.model.first_batch + steps
-        step = here["step"] + done - here["batch"]
-        self.position = {"epoch": here["epoch"], "batch": done, "step": step, "batches": batches}
-        # Not after the last batch, or nothing could say that the epoch's validation is still to come.
-        if done != batches and time.monotonic() - self._saved >= self.every:
-            self.save()
+    def _reach(self, epoch, batch):
+        """Note how far training has come; ``batch`` as Keras counts."""
+        first, steps = self.model.first_batch, self.params["steps"]
+        done, batches = first + min(batch, steps or batch), steps and first + steps
+        self._batch = batch
+        self.position = {"epoch": epoch, "batch": done, "step": self._steps_before + done, "batches": batches}
 
     def on_epoch_end(self, epoch, logs=None):
-        here, logs = self.position, {name: float(value) for name, value in (logs or {}).items()}
-        if here["batches"] in (None, here["batch"]):  # or it was cut off
-            self.position = {**here, "epoch": epoch + 1, "batch": 0}
+        self._reach(epoch, self._batch + self.model.steps_per_execution)
+        logs = {name: float(value) for name, value in (logs or {}).items()}
+        if self.position["batches"] in (None, self.position["batch"]):  # or it was cut off
+            self.position |= {"epoch": epoch + 1, "batch": 0}
         for name in ("loss", "val_loss"):
             if name in logs:
                 self.settings.setdefault("losses", {}).setdefault(name, [])[epoch:] = [logs[name]]
@@ -143,13 +146,12 @@ class Checkpoint(keras.callbacks.Callback):
         if best:
             self.settings["best"] = {"val_loss": logs["val_loss"], **self.position}
         if best or time.monotonic() - self._saved >= self.every:
-            self.save(best=best)
+            self._save(best=best)
 
     def on_train_end(self, logs=None):
-        self.save()
+        self._save()
 
-    def save(self, *, best=False):
-        """Write a checkpoint now."""
+    def _save(self, *, best=False):
         for check in self.checks:
             check()
         self.model.attach()
@@ -178,49 +180,54 @@ class LossGuard(keras.callbacks.Callback):
 
     example       a batch of the training data, from which the loss of predicting zero is measured
     checkpoint    the Checkpoint, from whose last good state the model is restored
-    every         batches between two looks at the losses: each look waits for the device
+    every         batches between two looks at the losses, which are told a little after their batch
     limit         how many times the loss of predicting zero, or that of the first batch, is an explosion
-    patience      batches, after which the mean loss of as many should lie 5% below the loss of predicting zero
+    patience      batches, after which the mean of a third as many should lie 5% below the loss of predicting zero
 
     Raises FloatingPointError, which names the first epoch and batch whose loss was too high.
     """
 
+    async_safe = True  # on_train_batch_end may be called by a thread that waits for the loss, while training goes on
+
     def __init__(self, example, checkpoint=None, *, every=16, limit=100.0, patience=300):
         super().__init__()
         self.example, self.checkpoint, self.every, self.limit = example, checkpoint, every, limit
-        self.zero, self.first, self._means, self._last, self._warned = None, None, [], deque(maxlen=patience), False
-        if checkpoint is not None:
-            checkpoint.checks.append(self.check)
+        self.zero, self.first = None, None
+        self._means, self._last, self._left = {}, deque(maxlen=max(patience // 3, 1)), patience
 
     def on_train_begin(self, logs=None):
         if self.zero is None:
             self.zero = loss_of_zero(self.model, self.example)
+            if self.checkpoint is not None:
+                self.checkpoint.checks.append(self.check)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self._means, self._before = epoch, [], (0, 0.0)
+        self.epoch, self._means, self._count, self._total = epoch, {}, 0, 0.0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch - self._count >= self.every:
+            self.check()
 
     def on_train_batch_end(self, batch, logs=None):
-        self._means.append((batch + 1, logs["loss"]))  # Keras's mean since the epoch began, perhaps still computed
-        if len(self._means) >= self.every:
-            self.check()
+        self._means[batch + 1] = logs["loss"]
 
     def on_epoch_end(self, epoch, logs=None):
         self.check()
 
     def check(self):
-        """Look at the losses since the last look."""
-        means, self._means = self._means, []
-        for count, mean in means:
-            before, total = self._before
-            self._before = count, float(mean) * count
-            loss = (self._before[1] - total) / (count - before)
+        """Look at the losses since the last look; Keras tells their mean since the epoch began."""
+        step = self.model.steps_per_execution
+        while self._count + step in self._means:
+            before, self._count = self._total, self._count + step
+            self._total = float(self._means.pop(self._count)) * self._count
+            loss = (self._total - before) / step
             self.first = loss if self.first is None else self.first
             if not loss <= self.limit * np.nanmax([self.zero, self.first]):
-                self._stop(loss, self.model.first_batch + before + 1)
+                self._stop(loss, self.model.first_batch + self._count - step + 1)
             self._last.append(loss)
-        full = len(self._last) == self._last.maxlen
-        if full and not self._warned and np.mean(self._last) > 0.95 * self.zero:
-            self._warned = True
+            self._left -= step
+        if self._left <= 0 and np.mean(self._last) > 0.95 * self.zero:
+            self._left = math.inf
             warnings.warn(
                 f"The loss was {np.mean(self._last):.4g} over the last {len(self._last)} batches, and a network that "
                 f"gives zero has {self.zero:.4g}: nothing is being learned. Try another learning rate.",

@@ -6,7 +6,7 @@ import keras
 
 
 class Deadline(keras.callbacks.Callback):
-    """Stop training at the end of the batch in which ``seconds`` have passed since it first began."""
+    """Stop training after the batch that begins once ``seconds`` have passed since training first did."""
 
     def __init__(self, seconds):
         super().__init__()
@@ -15,7 +15,7 @@ class Deadline(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.start = time.monotonic() if self.start is None else self.start
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_begin(self, batch, logs=None):
         if self.passed() >= 1:
             self.model.stop_training = True
 
