@@ -36,7 +36,7 @@ examples:
   unet-keras train --data photos --size 64 --epochs 200 --out runs/photos
   unet-keras train --data photos --classes            a class for each sub-folder of photos
   unet-keras train --text --out runs/words            text to image: the emoji by their captions
-  unet-keras train --out runs/emoji --resume --minutes 30      go on with a run
+  unet-keras train --out runs/emoji --resume --minutes 30      go on with a run, also one that was killed
 
 A twentieth of a folder's images is held out to validate with, where there are 20 or more.
 Ctrl-C ends training after the batch at hand; the run can be sampled and resumed. So can one that was killed: it goes on
