@@ -107,18 +107,21 @@ def main():
     parser.add_argument("--within", type=float, default=2.0, help="seconds of training before a kill, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     options = parser.parse_args()
-    rng, home, killed, tries, saving = random.Random(options.seed), Path(tempfile.mkdtemp()), 0, 0, 0
+    rng, home, killed, tries, parts = random.Random(options.seed), Path(tempfile.mkdtemp()), 0, 0, set()
     pictures(home / "photos")
     while killed < options.kills and tries < 2 * options.kills:
         tries += 1
         killed += kill(home, "killed", options.epochs, options.within, rng, tries % 5 == 0)
-        saving += any((home / "killed").rglob("part.*"))
+        # What a kill left half written: one that comes before the next clean-up finds it again.
+        parts |= {max([p.stat().st_mtime for p in (home / "killed").rglob("part.*")], default=0)} - {0}
         kept = [path.name for path in (home / "killed").glob("checkpoints/[0-9]*")]
         print(f"kill {killed}: {max(kept, default='0')[:9].lstrip('0') or 0} batches kept", flush=True)
     finish(home, "killed", options.epochs)
     finish(home, "whole", options.epochs)
     finish(home, "again", options.epochs)
-    print(f"{os.environ.get('KERAS_BACKEND', 'tensorflow')}: {killed} kills, {saving} of them while a file was written")
+    print(
+        f"{os.environ.get('KERAS_BACKEND', 'tensorflow')}: {killed} kills, {len(parts)} of them while a file was written"
+    )
     print("two uninterrupted runs: ", end="")
     compare(home / "whole", home / "again")
     print("killed, and uninterrupted: ", end="")
