@@ -104,7 +104,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--within", type=float, default=2.0, help="seconds of training before a kill, at most")
+    parser.add_argument("--within", type=float, default=10.0, help="seconds of training before a kill, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     options = parser.parse_args()
     rng, home, killed, tries, parts = random.Random(options.seed), Path(tempfile.mkdtemp()), 0, 0, set()
@@ -119,9 +119,8 @@ def main():
     finish(home, "killed", options.epochs)
     finish(home, "whole", options.epochs)
     finish(home, "again", options.epochs)
-    print(
-        f"{os.environ.get('KERAS_BACKEND', 'tensorflow')}: {killed} kills, {len(parts)} of them while a file was written"
-    )
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    print(f"{backend}: {killed} kills, {len(parts)} of them while a file was written")
     print("two uninterrupted runs: ", end="")
     compare(home / "whole", home / "again")
     print("killed, and uninterrupted: ", end="")

@@ -33,14 +33,19 @@ def photos():
     return Redrawn(IMAGES, lambda rng: {"label": rng.integers(0, 2, len(IMAGES), dtype="int32")}, batch_size=4)
 
 
-def trainer(optimizer=None):
-    """A model with dropout and dropped labels, so that all kinds of generator are drawn from."""
-    network = build_unet(
-        (8, 8, 3), (4,), block=BLOCK, stem=partial(conv, filters=4), conditions=(timestep(), class_label(3))
-    )
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model with dropout and dropped labels, so that all kinds of generator are drawn from; compiled once for all.
+
+    ``renew()`` gives it the state that it began with.
+    """
+    conditions, stem = (timestep(), class_label(3)), partial(conv, filters=4)
+    network = build_unet((8, 8, 3), (4,), block=BLOCK, stem=stem, conditions=conditions)
     made = DiffusionModel(network, null={"label": 2}, drop=0.3, ema=0.9, seed=0)
-    made.compile(optimizer or keras.optimizers.AdamW(1e-2, global_clipnorm=1.0))
-    return made
+    made.compile(keras.optimizers.AdamW(1e-2, global_clipnorm=1.0))
+    start = tmp_path_factory.mktemp("start") / "start.keras"
+    made.save(start)
+    return SimpleNamespace(model=made, renew=lambda: made.load_weights(start))
 
 
 class Cut(keras.callbacks.Callback):
@@ -58,31 +63,31 @@ class Cut(keras.callbacks.Callback):
         self.left -= 1
 
 
-def run(folder, cuts=()):
+def run(model, folder, cuts=()):
     """Train for three epochs of three batches, cut off after so many batches each time."""
     for cut in (*cuts, 10**6):
         keras.utils.set_random_seed(1)
-        model, data = trainer(), photos()
+        data, held = photos(), (IMAGES[:4], {"label": np.zeros(4, "int32")})
         checkpoint = Checkpoint(folder, data, every=1e9)
-        callbacks, place = [checkpoint, Cut(cut, checkpoint)], checkpoint.resume(model)
-        held = {"label": np.zeros(4, "int32")}
+        options = {"callbacks": [checkpoint, Cut(cut, checkpoint)], **checkpoint.resume(model)}
         try:
-            history = model.fit(
-                data, epochs=3, verbose=0, validation_data=(IMAGES[:4], held), callbacks=callbacks, **place
-            )
+            history = model.fit(data, epochs=3, verbose=0, validation_data=held, **options)
         except KeyboardInterrupt:
-            keras.utils.set_random_seed(cut)  # nothing may hang on what is left of the generators
-    return model, checkpoint, history
+            keras.utils.set_random_seed(cut)  # nothing may hang on what is left of the generators, or in the model:
+            model.network.set_weights([np.zeros(w.shape) for w in model.network.weights])
+    return _numbers(model), checkpoint, history.history["val_loss"]
 
 
-def test_a_run_cut_off_anywhere_ends_as_one_that_never_was(tmp_path):
+def test_a_run_cut_off_anywhere_ends_as_one_that_never_was(trained, tmp_path):
     # In the first epoch, and then in the second; each time a batch that had been trained on is lost.
-    (whole, _, history), (cut, checkpoint, _) = run(tmp_path / "whole"), run(tmp_path / "cut", cuts=[2, 3])
-    for a, b in zip(_numbers(whole), _numbers(cut), strict=True):
+    whole, _, losses = run(trained.model, tmp_path / "whole")
+    trained.renew()
+    cut, checkpoint, _ = run(trained.model, tmp_path / "cut", cuts=[2, 3])
+    for a, b in zip(whole, cut, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert checkpoint.settings["losses"]["val_loss"] == history.history["val_loss"]
+    assert checkpoint.settings["losses"]["val_loss"] == losses
     assert checkpoint.position == {"epoch": 3, "batch": 0, "step": 9, "batches": 3}
-    best = int(np.argmin(history.history["val_loss"])) + 1
+    best = int(np.argmin(losses)) + 1
     assert checkpoint.settings["best"]["epoch"] == best
     for name, epoch in ((runs.MODEL, 3), (runs.BEST, best)):
         assert int(keras.saving.load_model(tmp_path / "cut" / name).optimizer.iterations) == 3 * epoch
@@ -175,12 +180,12 @@ def test_a_folder_that_vanished_is_not_made_again(folder):
 def test_a_full_disk_is_told_and_costs_nothing(folder):
     import resource
 
-    network = build_unet((8, 8, 3), (8,))
+    model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(100)])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
         with pytest.raises(OSError, match="no checkpoint could be written.*last good checkpoint is .*3"):
-            runs.save(folder, network, STATE, name="4", keep=1)
+            runs.save(folder, model, STATE, name="4", keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert kept(folder) == ["2", "3"] and runs.newest(folder).name == "3"
@@ -228,8 +233,8 @@ class Explode(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = 1e30 if batch == 1 else 1e-3
 
 
-def test_an_exploding_loss_stops_training_and_restores_the_last_good_state(tmp_path):
-    model, data = trainer(keras.optimizers.SGD()), photos()
+def test_an_exploding_loss_stops_training_and_restores_the_last_good_state(trained, tmp_path):
+    model, data = trained.model, photos()
     checkpoint = Checkpoint(tmp_path, data, every=1e9)
     guard, place = LossGuard(data[0], checkpoint), checkpoint.resume(model)
     checkpoint.set_model(model)
