@@ -200,6 +200,23 @@ def test_file_systems_without_hard_links_get_copies(folder, monkeypatch):
     assert (folder / runs.BEST).read_bytes() == (folder / runs.CHECKPOINTS / "4" / runs.MODEL).read_bytes()
 
 
+def test_data_that_cannot_be_read_are_told_and_cost_nothing(trained, tmp_path):
+    class Torn(Redrawn):
+        def __getitem__(self, index):
+            if index == 2:
+                raise OSError("cats/one.png is truncated")
+            return super().__getitem__(index)
+
+    trained.renew()
+    data = Torn(IMAGES, lambda rng: {"label": np.zeros(10, "int32")}, batch_size=4)
+    checkpoint = Checkpoint(tmp_path, data, every=0.0)
+    with pytest.raises(OSError, match="one.png is truncated"):
+        trained.model.fit(data, verbose=0, callbacks=[checkpoint], **checkpoint.resume(trained.model))
+    # torch's loop asks for a batch before it tells that one begins, the others after.
+    assert Checkpoint(tmp_path, photos()).resume(trained.model)["initial_batch"] in (1, 2)
+    assert int(trained.model.optimizer.iterations) in (1, 2)
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
