@@ -20,7 +20,7 @@ OURS = {
     "metrics": set(),
     "plots": set(),
     "events": set(),
-    "callbacks": {"events", "plots"},
+    "callbacks": {"events", "plots", "runs"},
     "pipeline": {"nn", "diffusion", "text"},
     "lora": {"nn", "diffusion"},
     "zoo": {"files", "nn", "diffusion", "text", "pipeline", "lora"},

@@ -41,14 +41,18 @@ def pixels(path):
 def test_train_leaves_a_run_that_can_be_sampled_and_resumed(photos, tmp_path):
     run = tmp_path / "run"
     assert train("--epochs", "2", "--classes", "--samples-every", "1") == 0
-    made = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    made = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "checkpoints" not in p.parts}
     pictures = {"samples/epoch_0001.png", "samples/epoch_0002.png", "samples.png", "denoising.gif", "loss.png"}
     board = {name for name in made if name.startswith("board/events.")}
     assert board and made - board == pictures | {"model.keras", "settings.json", "log.csv"}
     settings = json.loads((run / "settings.json").read_text())
     assert settings["epochs_done"] == 2 and settings["class_names"] == ["cats", "dogs"]
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["000000004-00002"]
     before = keras.saving.load_model(run / "model.keras")
+    assert before.optimizer.global_clipnorm == 1.0  # and a warm-up: the second epoch's last batch has 4/100 of the rate
+    assert float(before.optimizer.learning_rate) == pytest.approx(1.5e-3 * 0.04 * 0.5 * (1 + np.cos(0.75 * np.pi)))
 
+    (run / "model.keras").unlink()
     assert cli.main(["train", "--out", "run", "--resume", "--epochs", "3"]) == 0
     after = keras.saving.load_model(run / "model.keras")
     assert int(before.optimizer.iterations) == 4 and int(after.optimizer.iterations) == 6
@@ -91,9 +95,30 @@ def test_ctrl_c_ends_training_and_leaves_a_usable_run(photos, tmp_path, capsys):
     assert cli.main(["sample", "run", "--count", "1", "--steps", "2"]) == 0
 
 
-def test_minutes_end_training(photos, tmp_path):
+def test_minutes_end_training_and_must_be_given_again(photos, tmp_path, capsys):
     assert train("--minutes", "0.02") == 0
     assert (tmp_path / "run" / "model.keras").exists()
+    assert cli.main(["train", "--out", "run", "--resume"]) == 2
+    assert "--minutes" in capsys.readouterr().err
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_one_that_explodes_says_so(photos, tmp_path, capsys):
+    class Killed(BaseException):
+        """What no one catches."""
+
+    def kill(*args, **options):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_command.LossGuard, "on_train_batch_end", kill)
+        with pytest.raises(Killed):
+            train("--epochs", "1")
+    run = tmp_path / "run"
+    assert sorted(p.name for p in run.iterdir()) == ["settings.json"]
+    assert cli.main(["train", "--out", "run", "--resume", "--learning-rate", "1e36", "--epochs", "9"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("unet-keras: The loss is") and "There is no checkpoint yet" in error
+    assert json.loads((run / "settings.json").read_text())["learning_rate"] == 1e36
 
 
 @pytest.mark.parametrize(

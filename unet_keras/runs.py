@@ -1,30 +1,36 @@
-"""A run folder: what ``unet-keras train`` writes, and what ``sample`` and ``--resume`` read.
+"""A run folder: what ``unet-keras train`` and ``Checkpoint`` write, and ``unet-keras sample`` and ``--resume`` read.
 
-    model.keras       weights, average, optimizer, random generators, schedule, compile settings
-    settings.json     what the run was asked for, the names of its classes, the epochs done and their losses
+    model.keras       the newest checkpoint's model: weights, average, optimizer, random generators, schedule
+    best.keras        that of the lowest ``val_loss``
+    settings.json     what the run was asked for, the names of its classes, its losses, and how far it has come
+    checkpoints/      the last few, ``BATCHES-EPOCHS``: each a folder with ``model.keras`` and ``settings.json``
     log.csv           each epoch's losses and figures; board/ the same, and the samples, for TensorBoard
-    loss.png          the losses drawn
-    samples/          a grid of samples every few epochs
-    samples.png       the last grid; denoising.gif how it came about
+    loss.png, samples/, samples.png, denoising.gif      pictures, from the command line
 
-The model and the settings are written beside and then moved into place, so that a run cut off at any moment leaves
-the last whole one.
+A checkpoint is written beside, brought to the disk, and then renamed, folder and all: a run cut off at any moment
+leaves the last whole one. ``model.keras`` and ``best.keras`` are hard links to their files, or copies where a file
+system has none.
 """
 
 import json
 import os
-import time
+import shutil
+import warnings
+import zipfile
 from pathlib import Path
 
 import keras
 
-MODEL, SETTINGS = "model.keras", "settings.json"
+MODEL, BEST, SETTINGS, CHECKPOINTS = "model.keras", "best.keras", "settings.json", "checkpoints"
+PART = "part."
+"""What the name of a file begins with until it is whole."""
 
 
 def write_settings(folder: Path, settings: dict) -> None:
     """Write a run's settings, all at once."""
-    part = folder / (SETTINGS + ".part")
+    part = folder / (PART + SETTINGS)
     part.write_text(json.dumps(settings, indent=2) + "\n")
+    _to_disk(part)
     os.replace(part, folder / SETTINGS)
 
 
@@ -36,13 +42,6 @@ def read_settings(folder: Path) -> dict:
     return json.loads(file.read_text())
 
 
-def save_model(folder: Path, model: keras.Model) -> None:
-    """Write ``model.keras``, all at once."""
-    part = folder / ("part." + MODEL)
-    model.save(part)
-    os.replace(part, folder / MODEL)
-
-
 def load_model(folder: Path) -> keras.Model:
     """Load a run's model, or a ``.keras`` file. Raises ValueError where there is none."""
     file = folder / MODEL if folder.is_dir() else folder
@@ -51,61 +50,110 @@ def load_model(folder: Path) -> keras.Model:
     return keras.saving.load_model(file)
 
 
-class SaveRun(keras.callbacks.Callback):
-    """Note each epoch and its losses in the settings; save both, every ``every`` epochs and when training ends."""
+def save(folder: Path, model: keras.Model, settings: dict, *, name: str, keep: int, best: bool = False) -> None:
+    """Write a checkpoint, whole or not at all, and drop all but the last ``keep``; names sort by age.
 
-    def __init__(self, folder, settings, *, every=1):
-        super().__init__()
-        self.folder, self.settings, self.every = Path(folder), settings, every
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.settings["epochs_done"] = epoch + 1
-        for name in ("loss", "val_loss"):
-            if name in (logs or {}):
-                self.settings["losses"].setdefault(name, []).append(float(logs[name]))
-        if "val_guidance_gap" in (logs or {}):
-            self.settings.setdefault("guidance_gap", []).append(float(logs["val_guidance_gap"]))
-        if (epoch + 1) % self.every == 0:
-            self.save()
-
-    def on_train_end(self, logs=None):
-        self.save()
-
-    def save(self):
-        """Save now."""
-        save_model(self.folder, self.model)
-        write_settings(self.folder, self.settings)
-
-
-class Deadline(keras.callbacks.Callback):
-    """Stop training at the end of the batch in which ``seconds`` have passed."""
-
-    def __init__(self, seconds):
-        super().__init__()
-        self.seconds, self.start = seconds, None
-
-    def on_train_begin(self, logs=None):
-        self.start = time.monotonic()
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.passed() >= 1:
-            self.model.stop_training = True
-
-    def passed(self):
-        """The share of the time that has passed."""
-        return (time.monotonic() - self.start) / self.seconds if self.start is not None else 0.0
+    Raises OSError, with what is left, for a full disk, a folder that is gone and the like.
+    """
+    checkpoint = folder / CHECKPOINTS / name
+    part = checkpoint.with_name(PART + name)
+    try:
+        checkpoint.parent.mkdir(exist_ok=True)  # not the run's own folder: a disk may have been taken away
+        if not _whole(checkpoint):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            model.save(part / MODEL)
+            _to_disk(part / MODEL)
+            write_settings(part, settings)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # a broken one, if any
+            os.replace(part, checkpoint)
+            _to_disk(checkpoint.parent)
+        publish(folder, checkpoint, best=best)
+        write_settings(folder, settings)
+        for old in _all(folder)[:-keep]:
+            _drop(old)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        told = f"no checkpoint could be written to {folder}: {error.strerror or error}. {last_good(folder)}"
+        raise OSError(*([error.errno] if error.errno else []), told) from error
 
 
-class LearningRate(keras.callbacks.Callback):
-    """Set the learning rate before each batch to ``rate(number of updates so far)``."""
+def restore(checkpoint: Path, model: keras.Model) -> None:
+    """Give a compiled model the state in a checkpoint, optimizer and random generators included.
 
-    def __init__(self, rate):
-        super().__init__()
-        self.rate, self.step = rate, 0
+    Raises ValueError for a model that is not compiled, or another one than that of the checkpoint.
+    """
+    if not model.compiled:
+        raise ValueError("model must be compiled before it is given a checkpoint's state: its optimizer gets one too.")
+    try:
+        model.load_weights(checkpoint / MODEL)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{checkpoint} holds another model than this one: {error}") from error
 
-    def on_train_begin(self, logs=None):
-        self.step = int(self.model.optimizer.iterations)
 
-    def on_train_batch_begin(self, batch, logs=None):
-        self.model.optimizer.learning_rate = self.rate(self.step)
-        self.step += 1
+def publish(folder: Path, checkpoint: Path, *, best: bool) -> None:
+    """Make ``model.keras``, and ``best.keras``, those of a checkpoint."""
+    for name in (MODEL, BEST) if best else (MODEL,):
+        part = folder / (PART + name)
+        part.unlink(missing_ok=True)
+        try:
+            os.link(checkpoint / MODEL, part)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(checkpoint / MODEL, part)
+        os.replace(part, folder / name)
+        part.unlink(missing_ok=True)  # two links to one file are not renamed
+
+
+def newest(folder: Path) -> Path | None:
+    """Find the last whole checkpoint of a run."""
+    return next(filter(_whole, reversed(_all(folder))), None)
+
+
+def last_good(folder: Path) -> str:
+    """Say what a run can go on from."""
+    found = newest(folder)
+    return f"The last good checkpoint is {found}." if found else "There is no checkpoint yet."
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a kill left half written or half removed, and set broken checkpoints aside, with a warning."""
+    for left in [*folder.glob(PART + "*"), *(folder / CHECKPOINTS).glob(PART + "*")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    whole = newest(folder)
+    for broken in [c for c in _all(folder) if whole is None or c > whole]:
+        aside = broken.with_name("broken." + broken.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(broken, aside)
+        warnings.warn(f"{broken} cannot be read and was set aside as {aside.name}.", stacklevel=3)
+
+
+def _all(folder):
+    """The checkpoints, oldest first."""
+    return sorted((folder / CHECKPOINTS).glob("[0-9]*"))
+
+
+def _whole(checkpoint):
+    """Tell whether all of a checkpoint can be read, by the checksums in its archive."""
+    try:
+        read_settings(checkpoint)
+        with zipfile.ZipFile(checkpoint / MODEL) as archive:
+            return archive.testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def _drop(checkpoint):
+    """Remove a checkpoint, which a kill in between must not leave as half of one."""
+    part = checkpoint.with_name(PART + checkpoint.name)
+    os.replace(checkpoint, part)
+    shutil.rmtree(part)
+
+
+def _to_disk(path):
+    """Wait until a file, or a folder's list of names, is on the disk; Windows knows no such thing of folders."""
+    if os.name == "posix" or path.is_file():
+        handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

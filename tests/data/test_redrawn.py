@@ -37,6 +37,14 @@ def test_an_epoch_is_a_function_of_the_seed():
     assert (epoch(Redrawn(IMAGES, draw, seed=4))[2] != epoch(Redrawn(IMAGES, draw, seed=3))[2]).any()
 
 
+def test_any_epoch_can_be_begun_at_once():
+    counted, told = (Redrawn(IMAGES, draw, batch_size=4) for _ in range(2))
+    for _ in range(3):
+        epoch(counted)
+    told.set_epoch(3)
+    np.testing.assert_array_equal(epoch(counted)[2], epoch(told)[2])
+
+
 def test_conditions_of_another_length_are_refused():
     with pytest.raises(ValueError, match="9 rows of 'number' for 10 images"):
         Redrawn(IMAGES, lambda rng: {"number": np.arange(9)})

@@ -13,7 +13,7 @@ def main(argv=None) -> int:
     arguments = parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"unet-keras: {error}", file=sys.stderr)
         return 2
     return 0

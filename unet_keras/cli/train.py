@@ -1,5 +1,6 @@
 """Train a U-Net on images and keep everything in a run folder."""
 
+import contextlib
 import math
 import signal
 from pathlib import Path
@@ -8,8 +9,9 @@ import keras
 import numpy as np
 
 from unet_keras import plots, runs
-from unet_keras.callbacks import CsvLog, SampleGrid, TensorBoardLog
+from unet_keras.callbacks import Checkpoint, CsvLog, LossGuard, SampleGrid, TensorBoardLog
 from unet_keras.cli.asking import asked
+from unet_keras.cli.pace import Deadline, LearningRate
 from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder
 from unet_keras.diffusion import predictions, schedules
 from unet_keras.diffusion.model import DiffusionModel
@@ -24,6 +26,8 @@ NETWORKS = {
 READERS = ("text", "slides")  # the networks that take a context
 SCHEDULES = {"linear": schedules.linear, "scaled-linear": schedules.scaled_linear, "cosine": schedules.cosine}
 PREDICTIONS = {"noise": predictions.noise, "velocity": predictions.velocity, "clean": predictions.clean}
+ENDLESS = 10**6
+"""The epochs of a run that ends by the clock."""
 
 EXAMPLES = """Train a U-Net on images and keep everything in a run folder.
 
@@ -32,10 +36,11 @@ examples:
   unet-keras train --data photos --size 64 --epochs 200 --out runs/photos
   unet-keras train --data photos --classes            a class for each sub-folder of photos
   unet-keras train --text --out runs/words            text to image: the emoji by their captions
-  unet-keras train --out runs/emoji --resume --minutes 30      go on with a run
+  unet-keras train --out runs/emoji --resume --minutes 30      go on with a run, also one that was killed
 
 A twentieth of a folder's images is held out to validate with, where there are 20 or more.
-Ctrl-C ends training after the batch at hand; the run can be sampled and resumed.
+Ctrl-C ends training after the batch at hand; the run can be sampled and resumed. So can one that was killed: it goes on
+from its last checkpoint.
 """
 
 
@@ -51,49 +56,73 @@ def add_options(p):
     add("--network", choices=NETWORKS, help="(default: patch, or text with --text)")
     add("--text", action="store_true", help="condition on the emoji's captions, or on the folder's metadata file")
     add("--classes", action="store_true", help="condition on the emoji's group, or on the folder's sub-folders")
-    add("--learning-rate", type=float, default=1.5e-3, help="at its highest, with AdamW (default: %(default)s)")
+    add("--learning-rate", type=float, help="at its highest, with AdamW (default: 0.0015)")
     add("--schedule", choices=SCHEDULES, default="cosine", help="(default: %(default)s)")
     add("--prediction", choices=PREDICTIONS, default="velocity", help="(default: %(default)s)")
     add("--samples-every", type=int, default=5, help="epochs between two grids of samples (default: %(default)s)")
+    add("--save-every", type=float, default=300, help="seconds between two checkpoints (default: %(default)s)")
+    add("--keep", type=int, default=2, help="how many checkpoints are kept (default: %(default)s)")
     add("--dtype", default="float32", choices=("float32", "mixed_bfloat16", "mixed_float16"))
     add("--seed", type=int, default=0, help="(default: %(default)s)")
-    add("--resume", action="store_true", help="go on with the run in --out, with its own settings")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, with its own settings, but for --epochs, --minutes and --learning-rate",
+    )
     p.set_defaults(run=train)
 
 
 def train(arguments) -> None:
     """Train, and leave a run folder."""
     folder = arguments.out
-    if arguments.resume:
-        settings = {**runs.read_settings(folder), "minutes": arguments.minutes}
-        settings["epochs"] = arguments.epochs or settings["epochs"]
-        model = runs.load_model(folder)
-        data = _data(settings, model.encoder)
-    else:
-        settings = _new_settings(arguments)
-        data = _data(settings)
+    _check_numbers(arguments)
+    settings, model = _found(arguments) if arguments.resume else (_new_settings(arguments), None)
+    data = _data(settings, model and model.encoder)
+    if model is None:
         model = _new_model(settings, data["class_names"], data["encoder"])
         settings["class_names"] = data["class_names"]
     folder.mkdir(parents=True, exist_ok=True)
-    _fit(model, data, folder, settings)
+    runs.write_settings(folder, settings)
+    settings = _fit(model, data, folder, settings)
     _pictures(model, data, folder, settings)
+
+
+def _check_numbers(arguments):
+    for name in ("size", "batch_size", "samples_every", "epochs", "minutes", "learning_rate", "save_every", "keep"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}.")
+
+
+def _found(arguments):
+    """Read a run's settings, changed where asked, and its model; no model where it was killed before it kept one."""
+    folder = arguments.out
+    checkpoint = runs.newest(folder)
+    settings = runs.read_settings(checkpoint or folder)
+    if checkpoint is None and (folder / runs.MODEL).exists():
+        raise ValueError(f"{folder} holds a model but no whole checkpoint to go on from: give another --out.")
+    if settings["minutes"] and not (arguments.minutes or arguments.epochs):
+        raise ValueError(
+            f"{folder} was trained by the clock: say for how much longer with --minutes, or give --epochs."
+        )
+    settings["epochs"] = arguments.epochs or (ENDLESS if arguments.minutes else settings["epochs"])
+    settings["minutes"] = arguments.minutes
+    settings["learning_rate"] = arguments.learning_rate or settings["learning_rate"]
+    return settings, checkpoint and runs.load_model(checkpoint)
 
 
 def _new_settings(arguments):
     if (arguments.out / runs.SETTINGS).exists():
         raise ValueError(f"{arguments.out} holds a run: give --resume to go on with it, or another --out.")
-    for name in ("size", "batch_size", "samples_every", "epochs", "minutes", "learning_rate"):
-        value = getattr(arguments, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}.")
     kept = {k: v for k, v in vars(arguments).items() if k not in ("run", "out", "resume")}
+    kept["learning_rate"] = arguments.learning_rate or 1.5e-3
     kept["network"] = arguments.network or ("text" if arguments.text else "patch")
     if arguments.text and kept["network"] not in READERS:
         raise ValueError(f"--network {arguments.network} reads no text: use one of {', '.join(READERS)} with --text.")
     if kept["network"] == "text" and not arguments.text:
         raise ValueError("--network text needs captions: give --text as well.")
-    endless = 10**6 if arguments.minutes else 100
-    return {**kept, "epochs": arguments.epochs or endless, "epochs_done": 0, "losses": {}}
+    epochs = ENDLESS if arguments.minutes else 100
+    return {**kept, "epochs": arguments.epochs or epochs, "epochs_done": 0, "losses": {}}
 
 
 def _data(settings, encoder=None):
@@ -118,10 +147,10 @@ def _folder(settings, encoder):
 
     asked = conditions if settings["classes"] or settings["text"] else None
     folder = image_folder(settings["data"], settings["size"], conditions=asked, **options)
+    known, held = folder.split(0.05) if len(folder.images) >= 20 else (folder, None)
     return {
-        "x": folder,
-        "y": None,
-        "validation": None,
+        "x": known,
+        "validation": held,
         "class_names": folder.class_names,
         "encoder": encoder,
         "captions": folder.captions,
@@ -143,19 +172,12 @@ def _emoji(settings, encoder):
         named = {"label": labels[chosen].astype("int32")} if settings["classes"] else {}
         return named | (encoder(captions) if settings["text"] else {}) or None
 
-    x, y = known.images, None if settings["text"] else conditions(train_, None)
-    if settings["text"]:
-        x = Redrawn(
-            known.images,
-            lambda rng: conditions(train_, emoji_captions(known, rng)),
-            batch_size=settings["batch_size"],
-            seed=settings["seed"],
-        )
-    validation = unseen.images, conditions(held, unseen.captions)
+    def drawn(rng):
+        return conditions(train_, emoji_captions(known, rng) if settings["text"] else None) or {}
+
     return {
-        "x": x,
-        "y": y,
-        "validation": validation,
+        "x": Redrawn(known.images, drawn, batch_size=settings["batch_size"], seed=settings["seed"]),
+        "validation": (unseen.images, conditions(held, unseen.captions)),
         "class_names": names.tolist(),
         "encoder": encoder,
         "captions": unseen.captions,
@@ -180,10 +202,9 @@ def _new_model(settings, class_names, encoder):
 
 
 def _fit(model, data, folder, settings):
-    deadline = runs.Deadline(60 * settings["minutes"]) if settings["minutes"] else None
-    first, last = settings["epochs_done"], settings["epochs"]
-    images = len(data["x"] if isinstance(data["x"], np.ndarray) else data["x"].images)
-    steps = -(-images // settings["batch_size"])
+    """Train from where the run stands; returns its settings as they are now."""
+    deadline = Deadline(60 * settings["minutes"]) if settings["minutes"] else None
+    last, steps = settings["epochs"], data["x"].num_batches
 
     def rate(step):
         """Rise over 100 steps, then fall as half a cosine, to a hundredth at the end of the run."""
@@ -192,10 +213,13 @@ def _fit(model, data, folder, settings):
         return settings["learning_rate"] * fall * min((step + 1) / 100, 1.0)
 
     pictures, captions = _examples(model, settings, data, 16)
+    checkpoint = Checkpoint(folder, data["x"], every=settings["save_every"], keep=settings["keep"])
+    place = checkpoint.resume(model)
+    checkpoint.settings |= settings
     callbacks = [
         *([deadline] if deadline else []),
-        runs.LearningRate(rate),
-        runs.SaveRun(folder, settings),
+        LearningRate(rate, steps),
+        LossGuard(data["x"][0], checkpoint),
         CsvLog(folder / "log.csv"),
         TensorBoardLog(folder / "board"),
         SampleGrid(
@@ -206,30 +230,30 @@ def _fit(model, data, folder, settings):
             steps=25,
             board=folder / "board",
         ),
-        _interrupt(),
+        checkpoint,
     ]
-    options = {"validation_data": data["validation"]} if data["validation"] is not None else {}
-    if data["y"] is not None or isinstance(data["x"], np.ndarray):
-        options["batch_size"] = settings["batch_size"]
+    held = data["validation"]
+    options = {"validation_batch_size": settings["batch_size"]} if isinstance(held, tuple) else {}
     print(f"{model.network.count_params():,} parameters; the run is kept in {folder}", flush=True)
-    model.fit(data["x"], data["y"], epochs=last, initial_epoch=first, callbacks=callbacks, **options)
+    with _ended_by_interrupt(model):
+        model.fit(data["x"], epochs=last, validation_data=held, callbacks=callbacks, **place, **options)
+    return checkpoint.settings
 
 
-def _interrupt():
+@contextlib.contextmanager
+def _ended_by_interrupt(model):
     """Let the first Ctrl-C end training after the batch at hand; the second does what it always does."""
-    callback = keras.callbacks.Callback()
 
     def stop(number, frame):
         print("\nending after this batch; Ctrl-C again to break off", flush=True)
-        callback.model.stop_training = True
+        model.stop_training = True
         signal.signal(number, signal.default_int_handler)
 
-    def begin(logs=None):
-        callback.before = signal.signal(signal.SIGINT, stop)
-
-    callback.on_train_begin = begin
-    callback.on_train_end = lambda logs=None: signal.signal(signal.SIGINT, callback.before)
-    return callback
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _pictures(model, data, folder, settings):

@@ -32,7 +32,7 @@ class ImageFolder(keras.utils.PyDataset):
         self.batch_size = batch_size
         self._shuffle, self._flip, self._seed = shuffle, flip, seed
         self.conditions = None if conditions is None else named_arrays(conditions(self), len(self.images))
-        self._start(epoch=0)
+        self.set_epoch(0)
 
     def __len__(self):
         return -(-len(self.images) // self.batch_size)
@@ -48,7 +48,7 @@ class ImageFolder(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         """Move on to the next epoch's order and flips."""
-        self._start(self._epoch + 1)
+        self.set_epoch(self._epoch + 1)
 
     def split(self, share: float) -> tuple["ImageFolder", "ImageFolder"]:
         """Divide into a dataset to train on and one of a share of the images, in order and not mirrored, to validate.
@@ -71,10 +71,10 @@ class ImageFolder(keras.utils.PyDataset):
             part.conditions = {name: values[chosen] for name, values in self.conditions.items()}
         part._shuffle = self._shuffle if shuffle is None else shuffle
         part._flip = self._flip if flip is None else flip
-        part._start(epoch=0)
+        part.set_epoch(0)
         return part
 
-    def _start(self, epoch):
+    def set_epoch(self, epoch):
         """Draw all that is random in an epoch, so that the order in which batches are asked for cannot matter."""
         self._epoch = epoch
         self._order, self._flipped = order_of(self._seed, epoch, len(self.images), self._shuffle, self._flip)

@@ -20,7 +20,7 @@ class Redrawn(keras.utils.PyDataset):
         super().__init__(workers=1)  # see ImageFolder
         self.images, self.batch_size = images, batch_size
         self._draw, self._seed = draw, seed
-        self._start(epoch=0)
+        self.set_epoch(0)
 
     def __len__(self):
         return -(-len(self.images) // self.batch_size)
@@ -32,9 +32,10 @@ class Redrawn(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         """Move on to the next epoch's order and conditions."""
-        self._start(self._epoch + 1)
+        self.set_epoch(self._epoch + 1)
 
-    def _start(self, epoch):
+    def set_epoch(self, epoch):
+        """Draw an epoch's order and conditions."""
         rng = np.random.default_rng([self._seed, epoch])
         self._epoch, self._order = epoch, rng.permutation(len(self.images))
         self._conditions = self._draw(rng)

@@ -13,8 +13,31 @@ from keras import ops
 class AttachedModel(keras.Model):
     """A keras.Model that is left with its current values by whatever ends its training, evaluation or prediction.
 
-    Its files hold them too, and the states of its random generators, so that training goes on as if never interrupted.
+    Its files hold them too, and the states of its random generators, so that training goes on as if never interrupted:
+    with ``fit(..., initial_epoch=12, initial_batch=340)`` also in the middle of an epoch.
     """
+
+    first_batch = 0
+    """What the batches that ``fit`` counts from 0 begin with, in the epoch at hand."""
+
+    def fit(self, x=None, y=None, *, epochs=1, initial_epoch=0, initial_batch=0, callbacks=None, **kwargs):
+        """Train as ``keras.Model.fit`` does, in the first epoch from batch ``initial_batch`` on.
+
+        The rest of that epoch is a ``fit`` of its own, as Keras's epochs all have the same length: callbacks are told
+        twice that training begins. Raises ValueError for data of which no single batch can be asked for.
+        """
+        if initial_batch:
+            rest, once = _Rest(x, initial_batch), _Once()
+            listed = [*keras.tree.flatten(callbacks or []), once]
+            self.first_batch = initial_batch
+            try:
+                history = super().fit(rest, y, epochs=epochs, initial_epoch=initial_epoch, callbacks=listed, **kwargs)
+            finally:
+                self.first_batch = 0
+            initial_epoch += 1
+            if once.stopped or initial_epoch >= epochs:
+                return history
+        return super().fit(x, y, epochs=epochs, initial_epoch=initial_epoch, callbacks=callbacks, **kwargs)
 
     def attach(self):
         """Give the model's variables their current values, also in the middle of ``fit``."""
@@ -87,6 +110,39 @@ class AttachedModel(keras.Model):
         super().load_own_variables(store)
         for v, state in zip(self._generators(), states, strict=True):
             v.assign(state.astype(keras.backend.standardize_dtype(v.dtype)))
+
+
+class _Rest(keras.utils.PyDataset):
+    """The batches of a dataset from the given one on."""
+
+    def __init__(self, inner, first):
+        count = inner.num_batches if isinstance(inner, keras.utils.PyDataset) else None
+        if count is None or not 0 < first < count:
+            told = f"of {count}" if count else "of data that are no keras.utils.PyDataset of a known length"
+            raise ValueError(f"initial_batch: received {first} {told}; an epoch can be begun at one of a PyDataset's.")
+        super().__init__(**{k: getattr(inner, k) for k in ("workers", "use_multiprocessing", "max_queue_size")})
+        self.inner, self.first = inner, first
+
+    def __getitem__(self, index):
+        return self.inner[self.first + index]
+
+    @property
+    def num_batches(self):
+        return self.inner.num_batches - self.first
+
+    def on_epoch_begin(self):
+        self.inner.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self.inner.on_epoch_end()
+
+
+class _Once(keras.callbacks.Callback):
+    """End training after an epoch, and note whether it was to end anyway."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.stopped = self.model.stop_training
+        self.model.stop_training = True
 
 
 def _named(state):

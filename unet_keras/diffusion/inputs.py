@@ -253,7 +253,11 @@ class _CheckedPyDataset(keras.utils.PyDataset):
         self.inputs, self.inner = inputs, inner
 
     def __getitem__(self, index):
-        return self.inputs.check_element(self.inner[index])
+        try:
+            return self.inputs.check_element(self.inner[index])
+        except Exception as error:
+            self.inputs.failure = error
+            raise
 
     @property
     def num_batches(self):
