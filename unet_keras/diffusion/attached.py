@@ -95,3 +95,8 @@ def _named(state):
     if len(state) == 4:
         kinds.insert(2, "optimizer")
     return {f"{kind}_variables": values for kind, values in zip(kinds, state, strict=False)}
+
+
+def state_scope(pairs):
+    """Open a scope in which variables have the given values."""
+    return keras.StatelessScope([pair for names, values in pairs for pair in zip(names, values, strict=True)])

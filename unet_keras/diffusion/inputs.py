@@ -196,6 +196,11 @@ def check_sample_weight(weight, count):
 # ---- the kinds of data that come in batches ---------------------------------------------------------------------
 
 
+def is_array(x):
+    """Tell whether data are arrays, and not what gives them batch by batch."""
+    return isinstance(x, dict) or hasattr(x, "shape")
+
+
 def _array(x):
     return np.asarray(x) if isinstance(x, list | tuple) else x
 

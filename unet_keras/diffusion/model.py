@@ -13,17 +13,18 @@ import numpy as np
 from keras import ops
 
 from unet_keras.diffusion import loop, sampling
-from unet_keras.diffusion.attached import AttachedModel
+from unet_keras.diffusion.attached import AttachedModel, state_scope
 from unet_keras.diffusion.dropping import Dropping
 from unet_keras.diffusion.guidance import classifier_free
-from unet_keras.diffusion.inputs import Inputs
+from unet_keras.diffusion.inputs import Inputs, is_array
 from unet_keras.diffusion.losses import as_loss, portable, weighted_mean
 from unet_keras.diffusion.options import check_options
 from unet_keras.diffusion.predictions import Prediction, noise
 from unet_keras.diffusion.remat import rematerialised
+from unet_keras.diffusion.replicas import share_of
 from unet_keras.diffusion.samplers import ddim
 from unet_keras.diffusion.schedules import Schedule, linear, look_up, trailing
-from unet_keras.diffusion.seeds import derived, next_seed
+from unet_keras.diffusion.seeds import derived
 from unet_keras.diffusion.values import Values, pixels
 from unet_keras.diffusion.variance import VLB_WEIGHT, bound, check_channels, check_rows, halves, learned
 
@@ -154,10 +155,11 @@ class DiffusionModel(AttachedModel):
         # Flat, so that the loss of an example is one number and weights (B,) mean what they say; a Loss object, which
         # computes in float32 and scales for replicas.
         flat = [ops.reshape(v, (ops.shape(v)[0], -1)) for v in (y, self._predicted(y_pred))]
-        loss = sum(self.losses, start=self.noise_loss(*flat, weight))
-        if self.bound is None:
-            return loss
-        return loss + VLB_WEIGHT * weighted_mean(self.bound(x, y, y_pred), sample_weight)
+        loss = self.noise_loss(*flat, weight)
+        if self.bound is not None:
+            loss = loss + VLB_WEIGHT * weighted_mean(self.bound(x, y, y_pred), sample_weight)
+        loss = share_of(ops.shape(y)[0]).of_all(loss)
+        return sum((self._aggregate_additional_loss(more) for more in self.losses), start=loss)
 
     def _predicted(self, output):
         """What an output says of the image, without what it says of the variance."""
@@ -171,12 +173,13 @@ class DiffusionModel(AttachedModel):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         images, conditions = self.named_inputs.unpack(x, y)
         clean = self.values.given(images)
-        count = ops.shape(clean)[0]
-        t = keras.random.randint((count,), 0, len(self.schedule), dtype="int32", seed=next_seed(generator))
-        eps = keras.random.normal(ops.shape(clean), dtype="float32", seed=next_seed(generator))
+        count, *shape = ops.shape(clean)
+        share = share_of(count)
+        t = share.rows(lambda n: keras.random.randint((n,), 0, len(self.schedule), dtype="int32", seed=generator))
+        eps = share.rows(lambda n: keras.random.normal((n, *shape), dtype="float32", seed=generator))
         alpha, sigma = (look_up(table, t, len(clean.shape)) for table in (self.schedule.alpha, self.schedule.sigma))
         if dropping is not None:
-            conditions = dropping.dropped(conditions, generator)
+            conditions = dropping.dropped(conditions, share, generator)
         if sample_weight is not None:  # Keras repeats it for each of y's entries
             sample_weight = ops.cast(keras.tree.flatten(sample_weight)[0], "float32")
         inputs = {"image": alpha * clean + sigma * eps, "timestep": ops.cast(t, "float32"), **conditions}
@@ -191,7 +194,7 @@ class DiffusionModel(AttachedModel):
         if keras.backend.backend() == "jax":
             logs, (trainable, rest, optimizer, metrics) = out
             pairs = [(self.trainable_variables, trainable), (self.non_trainable_variables, rest)]
-            with _state([*pairs, (self.optimizer.variables, optimizer)]) as scope:
+            with state_scope([*pairs, (self.optimizer.variables, optimizer)]) as scope:
                 self._update_average()
             rest = [scope.get_current_value(v) for v in self.non_trainable_variables]
             return logs, (trainable, rest, optimizer, metrics)
@@ -216,7 +219,7 @@ class DiffusionModel(AttachedModel):
         # would be compiled into every step.
         (trainable, rest, *others, metrics), data = args
         pairs = [(self.trainable_variables, trainable), (self.non_trainable_variables, rest)]
-        with _state([*pairs, (self.metrics_variables, metrics)]) as scope:
+        with state_scope([*pairs, (self.metrics_variables, metrics)]) as scope:
             data = self.corrupted(data, generator, dropping)
             self._measure(gap, data[0])
         changed = (self.non_trainable_variables, self.metrics_variables)
@@ -229,7 +232,9 @@ class DiffusionModel(AttachedModel):
             return
         pair = (inputs, self.dropping.without(inputs))
         given, bare = (ops.cast(self._predicted(self.averaged(x, training=False)), "float32") for x in pair)
-        gap.update_state(ops.sqrt(ops.mean(ops.square(given - bare)) / ops.mean(ops.square(given))))
+        share = share_of(ops.shape(given)[0])
+        moved, size = (share.add(ops.sum(ops.square(v))) for v in (given - bare, given))
+        gap.update_state(ops.sqrt(moved / size))
 
     def _update_average(self):
         """Move the average towards the weights, once an update of the weights, whatever happened in between."""
@@ -255,8 +260,8 @@ class DiffusionModel(AttachedModel):
         if validation_data is not None:
             held = validation_data if isinstance(validation_data, tuple | list) else (validation_data,)
             held = self.named_inputs.prepare(*held)
-            validation_data = held[0] if held[1] is None and held[2] is None and not _is_array(held[0]) else held
-        if not _is_array(x) and not isinstance(x, keras.utils.PyDataset):
+            validation_data = held[0] if held[1] is None and held[2] is None and not is_array(held[0]) else held
+        if not is_array(x) and not isinstance(x, keras.utils.PyDataset):
             kwargs.setdefault("shuffle", False)  # or Keras warns that its own default does nothing
         options = {"validation_data": validation_data, "sample_weight": sample_weight, **kwargs}
         return self._guarded(super().fit, x, y, batch_size=batch_size, epochs=epochs, **options)
@@ -328,10 +333,11 @@ class DiffusionModel(AttachedModel):
         """
         chosen = {"steps": steps, "sampler": sampler, "spacing": spacing, "size": size, "seed": seed, "noise": noise}
         chosen |= {"guidance": guidance, "negative": negative, "combine": combine, "threshold": threshold}
-        batches = self._request(conditions, **chosen).batches(batch_size)
+        asked = self._request(conditions, **chosen)
+        batches = asked.batches(batch_size)
         tick = loop.progress_bar(sum(len(batch.rows) for batch in batches)) if progress else None
         images = [loop.last(batch.frames(self._step(batch)), tick) for batch in batches]
-        return np.concatenate([self.values.sampled(batch) for batch in images])
+        return np.concatenate([self.values.sampled(batch) for batch in images])[: len(asked.numbers)]
 
     def denoising(self, conditions, *, network=None, **options):
         """Sample with the options of ``generate`` and yield a ``Frame`` after each row, from noise to image.
@@ -387,12 +393,3 @@ class DiffusionModel(AttachedModel):
     def from_config(cls, config):
         parts = {k: keras.saving.deserialize_keras_object(config[k]) for k in ("network", *TABLES) if k in config}
         return cls(**{**config, **parts})
-
-
-def _state(pairs):
-    """Open a scope in which variables have the given values."""
-    return keras.StatelessScope([pair for names, values in pairs for pair in zip(names, values, strict=True)])
-
-
-def _is_array(x):
-    return isinstance(x, dict) or hasattr(x, "shape")
