@@ -35,6 +35,9 @@ class AttachedModel(keras.Model):
         finally:
             self.attach()
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Do nothing: the model is built. Keras would take a batch for it, and fails on those of several workers."""
+
     def _make_function(self, step_function, **options):
         """Make Keras's function (state, iterator) -> (logs, state), which attaches the newest state where it raises.
 

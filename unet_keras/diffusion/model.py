@@ -18,10 +18,10 @@ from unet_keras.diffusion.dropping import Dropping
 from unet_keras.diffusion.guidance import classifier_free
 from unet_keras.diffusion.inputs import Inputs, is_array
 from unet_keras.diffusion.losses import as_loss, portable, weighted_mean
-from unet_keras.diffusion.options import check_options
+from unet_keras.diffusion.options import check_compiled, check_options
 from unet_keras.diffusion.predictions import Prediction, noise
 from unet_keras.diffusion.remat import rematerialised
-from unet_keras.diffusion.replicas import share_of
+from unet_keras.diffusion.replicas import logged, share_of, together
 from unet_keras.diffusion.samplers import ddim
 from unet_keras.diffusion.schedules import Schedule, linear, look_up, trailing
 from unet_keras.diffusion.seeds import derived
@@ -121,15 +121,14 @@ class DiffusionModel(AttachedModel):
         """Set the optimizer, and the loss between target and output (mean squared error), as in ``keras.Model``.
 
         Raises ValueError for metrics, which Keras builds before it knows the network's inputs, for an optimizer that
-        keeps its own average (it would overwrite the weights when ``fit`` ends; this model keeps one), and for a
-        network that gives other channels than its images have.
+        keeps its own average (it would overwrite the weights when ``fit`` ends; this model keeps one), for a network
+        that gives other channels than its images have or whose weights are in half precision (not its computations:
+        "mixed_float16" is fine), and for what Keras cannot do on several devices.
         """
         check_channels(self.network)
-        if kwargs.get("metrics") or kwargs.get("weighted_metrics"):
-            raise ValueError("metrics are not taken by DiffusionModel.compile: use a callback, or validation's loss.")
         optimizer = keras.optimizers.get(optimizer)
-        if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
-            raise ValueError("optimizer has use_ema=True: leave it off and use DiffusionModel(..., ema=0.999).")
+        check_compiled(self, optimizer, kwargs)
+        self._train = together(self, self._train)
         self._compiled_with = {"loss": loss, "jit_compile": kwargs.get("jit_compile", "auto")}
         super().compile(optimizer=optimizer, **kwargs)
         # Here, or TensorFlow would trace the first step twice, to find variables created in it.
@@ -214,7 +213,7 @@ class DiffusionModel(AttachedModel):
         if keras.backend.backend() != "jax":
             data = self.corrupted(args[0], generator, dropping)
             self._measure(gap, data[0])
-            return keras_step(data)
+            return logged(keras_step(data))
         # JAX's steps take and return their state. The advanced generator must go back into it, or the same noise
         # would be compiled into every step.
         (trainable, rest, *others, metrics), data = args
@@ -257,9 +256,11 @@ class DiffusionModel(AttachedModel):
         fault is trained on.
         """
         x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
+        self.named_inputs.check_batches(x, batch_size)
         if validation_data is not None:
             held = validation_data if isinstance(validation_data, tuple | list) else (validation_data,)
             held = self.named_inputs.prepare(*held)
+            self.named_inputs.check_batches(held[0], kwargs.get("validation_batch_size") or batch_size)
             validation_data = held[0] if held[1] is None and held[2] is None and not is_array(held[0]) else held
         if not is_array(x) and not isinstance(x, keras.utils.PyDataset):
             kwargs.setdefault("shuffle", False)  # or Keras warns that its own default does nothing
@@ -274,6 +275,7 @@ class DiffusionModel(AttachedModel):
         """
         if not kwargs.get("_use_cached_eval_dataset"):  # given by fit, whose data have been checked
             x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
+            self.named_inputs.check_batches(x, kwargs.get("batch_size"))
         self.attach()  # in the middle of fit, or what is assigned now would be lost
         state = self.val_noise.state
         state.assign(np.array([derived(self.seed, 1), 0], dtype=keras.backend.standardize_dtype(state.dtype)))

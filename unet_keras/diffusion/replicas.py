@@ -6,6 +6,7 @@ is nothing to do. TensorFlow's strategies and the processes of torch.distributed
 draw for all, which costs little beside a U-Net. This is the one file that names what distributes.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ class Share(NamedTuple):
     count: int
     total: int
     replicas: int
-    add: callable
+    add: Callable
 
     def rows(self, draw):
         """Give this replica's rows of ``draw(n)``, which draws for n examples."""
@@ -84,7 +85,82 @@ def _world():
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-# ---- JAX: one program on many devices ---------------------------------------------------------------------------------
+# ---- what Keras leaves to do ----------------------------------------------------------------------------------------
+
+
+def together(model, train):
+    """Make ``train``, a model's training pass, one whose gradients torch.distributed's processes average.
+
+    All processes begin with the first one's seed and variables. Raises ValueError for a model that rematerialises.
+    """
+    if _world() == 1:
+        return train
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    if model.remat:
+        raise ValueError("remat=True does not work in several processes of torch: leave it out, or use JAX.")
+    seed = ops.convert_to_tensor([model.seed], "int64")
+    for tensor in (seed, *(v.value.data for v in model.variables)):
+        dist.broadcast(tensor, 0)
+    model.seed = int(seed[0])
+    return partial(DistributedDataParallel(model.network), training=True)
+
+
+def logged(logs: dict) -> dict:
+    """Give a step's logs the shape in which Keras can average those of TensorFlow's workers: it does so by rows."""
+    if keras.backend.backend() != "tensorflow":
+        return logs
+    import tensorflow as tf
+
+    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    return {name: value[None] for name, value in logs.items()} if several else logs
+
+
+def batch_rule() -> Callable[[int], None]:
+    """Make the check whether the devices that are there now can share a batch of so many examples.
+
+    Raises ValueError where Keras would pass over the devices that it was given.
+    """
+    backend, distribution = keras.backend.backend(), keras.distribution.distribution()
+    if distribution is not None and backend != "jax":
+        raise ValueError(
+            "keras.distribution works on JAX alone: make the model within tf.distribute.MirroredStrategy().scope() on "
+            "TensorFlow, and start as many processes with torchrun on torch; see docs/scale.md."
+        )
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        n = tf.distribute.get_strategy().num_replicas_in_sync
+        return partial(_check_count, n, lambda count: -(-count // n) * (n - 1) < count)
+    here = max(parts() // distribution.num_processes, 1) if distribution is not None else 1
+    return partial(_check_count, here, lambda count: count % here == 0)
+
+
+def _check_count(devices, shared, count):
+    if not shared(count):
+        raise ValueError(
+            f"A batch of {count} examples cannot be shared by {devices} devices: choose batch_size a multiple of "
+            f"{devices} and leave out the last images, images[:len(images) // {devices} * {devices}]; or drop the "
+            "dataset's last batch."
+        )
+
+
+def check_strategy(strategy, optimizer, options: dict):
+    """Raise ValueError for what Keras or TensorFlow cannot do under a strategy of several replicas."""
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return
+    asked = {
+        "gradient_accumulation_steps": (getattr(optimizer, "gradient_accumulation_steps", None) or 1) > 1,
+        "steps_per_execution": options.get("steps_per_execution", 1) > 1,
+        "jit_compile": options.get("jit_compile") is True,
+    }
+    if any(asked.values()):
+        names = ", ".join(name for name, given in asked.items() if given)
+        raise ValueError(f"{names} cannot be used under a tf.distribute strategy: leave it out, or use JAX.")
+
+
+# ---- JAX: one program on many devices -------------------------------------------------------------------------------
 
 
 def spread(x):
