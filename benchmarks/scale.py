@@ -31,24 +31,14 @@ USED = 0.4
 """The share of the matrix rate that a U-Net is assumed to reach."""
 
 
-def small():
-    """A residual U-Net with attention, 16 x 16 pixels."""
-    from unet_keras import Level, build_unet, norm_head, res_block, self_attention
-
-    block, attend = partial(res_block, groups=4), partial(self_attention, groups=4)
-    return build_unet(
-        (16, 16, 3), (Level(8), Level(16, 1, attend)), block=block, head=partial(norm_head, groups=4), skips="all"
-    )
-
-
-def trained(images, batch, policy="float32", **options):
+def trained(images, batch, make, policy="float32", **options):
     import keras
 
     from unet_keras import DiffusionModel
 
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(policy)
-    model = DiffusionModel(small(), seed=0)
+    model = DiffusionModel(make(), seed=0)
     model.compile(keras.optimizers.AdamW(1e-3))
     return model.fit(images, batch_size=batch, shuffle=False, verbose=0, **options)
 
@@ -65,6 +55,8 @@ def weak(devices, batch, steps):
 
     import keras
     import numpy as np
+
+    from unet_keras import build_unet
 
     wall, work = [], []
 
@@ -89,7 +81,12 @@ def weak(devices, batch, steps):
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
         scope = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(devices)]).scope()
     with scope:
-        trained(images_of((2 + steps) * batch * devices), batch * devices, callbacks=[Clock()])
+        trained(
+            images_of((2 + steps) * batch * devices),
+            batch * devices,
+            partial(build_unet, (16, 16, 3), (16, 32)),
+            callbacks=[Clock()],
+        )
     middle = [round(float(np.median(seconds[2:])), 4) for seconds in (wall, work)]
     print(json.dumps({"backend": keras.backend.backend(), "devices": devices, "step s": middle[0], "CPU s": middle[1]}))
 
@@ -120,8 +117,12 @@ def precision(steps):
     import keras
     import numpy as np
 
+    from unet_keras import small_unet
+
+    make = partial(small_unet, (16, 16, 3), width=16)
+
     def losses(policy):
-        return np.array(trained(images_of(8), 8, policy=policy, epochs=steps).history["loss"])
+        return np.array(trained(images_of(8), 8, make, policy=policy, epochs=steps).history["loss"])
 
     full = losses("float32")
     for policy in ("mixed_bfloat16", "mixed_float16"):

@@ -113,7 +113,9 @@ def logged(logs: dict) -> dict:
         return logs
     import tensorflow as tf
 
-    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    strategy = tf.distribute.get_strategy()
+    workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    several = workers and strategy.extended._in_multi_worker_mode()  # as Keras asks
     return {name: value[None] for name, value in logs.items()} if several else logs
 
 
