@@ -22,11 +22,18 @@ PATHS = os.pathsep.join([str(PROGRAM.parents[1]), str(PROGRAM.parents[2])])
 def run(folder, arguments):
     """Run the program once for each list of arguments, at the same time; {name: what it found}."""
     environment = {**os.environ, "KERAS_BACKEND": BACKEND, "PYTHONPATH": PATHS, "PYTHONSAFEPATH": "1"}
-    options = {"env": environment, "stderr": subprocess.PIPE, "text": True}
-    commands = {name: [sys.executable, str(PROGRAM), f"{folder / name}.npz", *more] for name, more in arguments.items()}
-    running = {name: subprocess.Popen(command, **options) for name, command in commands.items()}
-    said = {name: process.communicate(timeout=300)[1] for name, process in running.items()}
-    assert {name: said[name][-3000:] for name, process in running.items() if process.returncode} == {}
+    running = {}
+    try:
+        for name, more in arguments.items():
+            with open(folder / f"{name}.log", "w") as log:
+                command = [sys.executable, str(PROGRAM), f"{folder / name}.npz", *more]
+                running[name] = subprocess.Popen(command, env=environment, stderr=log)
+        failed = [name for name, process in running.items() if process.wait(timeout=1200)]
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    assert {name: (folder / f"{name}.log").read_text()[-3000:] for name in failed} == {}
     return {name: dict(np.load(f"{folder / name}.npz")) for name in arguments}
 
 
