@@ -24,7 +24,7 @@ OURS = {
     "pipeline": {"nn", "diffusion", "text"},
     "lora": {"nn", "diffusion"},
     "zoo": {"files", "nn", "diffusion", "text", "pipeline", "lora"},
-    "runs": set(),
+    "runs": {"files"},
     "cli": {"nn", "diffusion", "text", "data", "metrics", "plots", "callbacks", "pipeline", "zoo", "runs"},
     "__main__": {"cli"},
 }

@@ -114,6 +114,7 @@ from unet_keras.zoo import (
     stable_diffusion_xl,
     text_unet,
     to_diffusers,
+    unet_layout,
 )
 
 __version__ = "0.1.0"
@@ -146,7 +147,7 @@ __all__ = [
     "adm", "adm_imagenet64", "adm_imagenet128", "adm_imagenet256", "adm_imagenet512",
     "stable_diffusion_1", "stable_diffusion_2", "stable_diffusion_xl",
     "stable_diffusion_inpainting", "instruct_pix2pix",
-    "from_preset", "preset_names", "save_preset", "to_diffusers", "cost", "Cost",
+    "from_preset", "preset_names", "save_preset", "to_diffusers", "cost", "Cost", "unet_layout",
     "load_emoji", "emoji_table", "emoji_captions", "Redrawn", "image_folder", "image_stream", "by_label",
     "plots", "SampleGrid", "Checkpoint", "LossGuard",
     # how good it is

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import keras
 
+from unet_keras.files import read_json
+
 MODEL, BEST, SETTINGS, CHECKPOINTS = "model.keras", "best.keras", "settings.json", "checkpoints"
 PART = "part."
 """What the name of a file begins with until it is whole."""
@@ -39,15 +41,7 @@ def read_settings(folder: Path) -> dict:
     file = folder / SETTINGS
     if not file.is_file():
         raise ValueError(f"{folder} holds no run (no {SETTINGS}): train one with `unet-keras train --out {folder}`.")
-    return json.loads(file.read_text())
-
-
-def load_model(folder: Path) -> keras.Model:
-    """Load a run's model, or a ``.keras`` file. Raises ValueError where there is none."""
-    file = folder / MODEL if folder.is_dir() else folder
-    if not file.is_file():
-        raise ValueError(f"There is no model at {file}: give a run folder or a .keras file.")
-    return keras.saving.load_model(file)
+    return read_json(file)
 
 
 def save(folder: Path, model: keras.Model, settings: dict, *, name: str, keep: int, best: bool = False) -> None:

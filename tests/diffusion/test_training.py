@@ -1,10 +1,5 @@
 """What DiffusionModel.fit computes: its noise, its loss, its average, and what may not disturb it."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -146,37 +141,6 @@ def test_validation_does_not_disturb_training():
     with_it.fit(IMAGES, epochs=3, batch_size=4, shuffle=False, validation_data=IMAGES, verbose=0)
     without.fit(IMAGES, epochs=3, batch_size=4, shuffle=False, verbose=0)
     assert apart(with_it, without) < 1e-6
-
-
-REPLICAS = """
-import keras, numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-from diffusion.helpers import pixels, trainer
-images = pixels(4)
-with strategy.scope():
-    model = trainer()
-def corrupted():
-    inputs, target, _ = model.corrupted((images,), model.train_noise)
-    return inputs["timestep"], target
-t, eps = strategy.run(tf.function(corrupted))
-assert (t.values[0] != t.values[1]).numpy().any(), "timesteps"
-assert (eps.values[0] != eps.values[1]).numpy().all(), "noise"
-before = model.ema_network.get_weights()[0]
-history = model.fit(np.concatenate([images] * 4), batch_size=8, epochs=2, verbose=0).history
-assert np.isfinite(history["loss"]).all() and 0.3 < history["loss"][0] < 3, history
-assert (model.ema_network.get_weights()[0] != before).any()
-print("replicas differ")
-"""
-
-
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="MirroredStrategy is TensorFlow's")
-def test_replicas_draw_different_noise():
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", REPLICAS]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert "replicas differ" in done.stdout, done.stderr[-3000:]
 
 
 # ---- how it is run ------------------------------------------------------------------------------------------------
@@ -352,28 +316,6 @@ def test_training_learns():
 def policy():
     yield keras.config.set_dtype_policy
     keras.config.set_dtype_policy("float32")
-
-
-def test_loss_of_a_float16_network_is_scaled(policy):
-    policy("mixed_float16")
-    net = network()
-    policy("float32")
-    model = trainer(net=net)
-    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-    expected = losses(trainer(), IMAGES, 3)
-    np.testing.assert_allclose(losses(model, IMAGES, 3), expected, rtol=0.02)
-    assert model.dtype_policy.name == "mixed_float16" and int(model.ema_step) == 3
-
-
-def test_bfloat16_trains_and_comes_close_to_float32(policy):
-    policy("mixed_bfloat16")
-    model = trainer()
-    policy("float32")
-    expected = losses(trainer(), IMAGES, 3)
-    found = losses(model, IMAGES, 3)
-    np.testing.assert_allclose(found, expected, rtol=0.02)
-    assert found != expected
-    assert all(np.isfinite(v).all() for v in weights(model))
 
 
 class SayTimestep(layers.Layer):

@@ -18,7 +18,7 @@ from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.nn.conditions import class_label, timestep
 from unet_keras.nn.unet import build_unet
 from unet_keras.text.tokens import TokenEncoder
-from unet_keras.zoo import ddpm_cifar10, patch_unet, small_unet, text_unet
+from unet_keras.zoo import ddpm_cifar10, from_preset, patch_unet, small_unet, text_unet
 
 NETWORKS = {
     "patch": patch_unet, "text": text_unet, "small": small_unet, "slides": build_unet, "ddpm-cifar10": ddpm_cifar10,
@@ -108,7 +108,7 @@ def _found(arguments):
     settings["epochs"] = arguments.epochs or (ENDLESS if arguments.minutes else settings["epochs"])
     settings["minutes"] = arguments.minutes
     settings["learning_rate"] = arguments.learning_rate or settings["learning_rate"]
-    return settings, checkpoint and runs.load_model(checkpoint)
+    return settings, checkpoint and from_preset(checkpoint)
 
 
 def _new_settings(arguments):

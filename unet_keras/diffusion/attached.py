@@ -58,6 +58,9 @@ class AttachedModel(keras.Model):
         finally:
             self.attach()
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Do nothing: the model is built. Keras would take a batch for it, and fails on those of several workers."""
+
     def _make_function(self, step_function, **options):
         """Make Keras's function (state, iterator) -> (logs, state), which attaches the newest state where it raises.
 
@@ -151,3 +154,8 @@ def _named(state):
     if len(state) == 4:
         kinds.insert(2, "optimizer")
     return {f"{kind}_variables": values for kind, values in zip(kinds, state, strict=False)}
+
+
+def state_scope(pairs):
+    """Open a scope in which variables have the given values."""
+    return keras.StatelessScope([pair for names, values in pairs for pair in zip(names, values, strict=True)])

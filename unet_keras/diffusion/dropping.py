@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from unet_keras.diffusion.inputs import Inputs, check_condition
-from unet_keras.diffusion.seeds import next_seed
+from unet_keras.diffusion.replicas import Share
 
 
 class Dropping:
@@ -50,11 +50,11 @@ class Dropping:
         """The nulls that training has put in a condition's place: those that guidance can lead away from."""
         return {name: self.null[name] for names in self.shares for name in names}
 
-    def dropped(self, conditions: dict, generator) -> dict:
+    def dropped(self, conditions: dict, share: Share, generator) -> dict:
         """Put nulls in the place of a random choice of a batch's conditions, being traced."""
-        for names, share in self.shares.items():
-            count = ops.shape(conditions[names[0]])[0]
-            chosen = keras.random.uniform((count,), dtype="float32", seed=next_seed(generator)) < share
+        for names, probability in self.shares.items():
+            drawn = share.rows(lambda n: keras.random.uniform((n,), dtype="float32", seed=generator))
+            chosen = drawn < probability
             conditions = conditions | {name: self._or_null(name, conditions[name], chosen) for name in names}
         return conditions
 

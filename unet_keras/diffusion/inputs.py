@@ -12,6 +12,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from unet_keras.diffusion.replicas import batch_rule
 from unet_keras.diffusion.values import Values, pixels
 
 
@@ -45,6 +46,7 @@ class Inputs:
         self.image = self.entries["image"]
         self.conditions = {k: v for k, v in self.entries.items() if k not in ("image", "timestep")}
         self.failure = None  # the last error raised inside a data pipeline, which wraps it beyond recognition
+        self.check_count = batch_rule()
 
     # ---- structure: the same for arrays and for tensors being traced -------------------------------------------
 
@@ -117,11 +119,20 @@ class Inputs:
         """Check one batch of a dataset: images, (images, conditions), with a weight, or a dictionary."""
         x, y, _ = keras.utils.unpack_x_y_sample_weight(as_tuple(element))
         try:
-            self.check(*keras.tree.map_structure(to_numpy, self.unpack(x, y)))
+            images, conditions = keras.tree.map_structure(to_numpy, self.unpack(x, y))
+            self.check(images, conditions)
+            self.check_count(len(images))
         except ValueError as error:
             self.failure = error
             raise
         return as_tuple(element)
+
+    def check_batches(self, x, size):
+        """Raise ValueError unless devices can share the batches of arrays, the last one too."""
+        if is_array(x):
+            count, size = len(keras.tree.flatten(x)[0]), size or 32  # Keras's own
+            for batch in {min(size, count), count % size} - {0}:
+                self.check_count(batch)
 
     def prepare(self, x, y=None, sample_weight=None):
         """Check data for ``fit`` or ``evaluate`` and return what Keras is to be given: (x, y, sample_weight)."""
@@ -200,6 +211,11 @@ def check_end(x, steps, name):
 
 
 # ---- the kinds of data that come in batches ---------------------------------------------------------------------
+
+
+def is_array(x):
+    """Tell whether data are arrays, and not what gives them batch by batch."""
+    return isinstance(x, dict) or hasattr(x, "shape")
 
 
 def _array(x):

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from unet_keras.diffusion.replicas import gathered, spread
 from unet_keras.diffusion.samplers import HISTORY, Row
 from unet_keras.diffusion.variance import halves, learned
 
@@ -97,13 +98,13 @@ def run(step, rows, x, noise: Callable[[int], np.ndarray], scale=1.0, conditions
     ``noise(n)`` gives row n's fresh noise (N, H, W, C); it is asked only where the row uses any. The guidance scale is
     a number, or a function of the row's Point.
     """
-    x = ops.convert_to_tensor(x, "float32")
+    x = spread(np.asarray(x, "float32"))
     nothing = ops.zeros_like(x)
     states = ops.stack([x] + [nothing] * (HISTORY - 1))
     estimates = ops.stack([nothing] * HISTORY)
     vectors = [packed(row, scale(row.point) if callable(scale) else scale) for row in rows]
     for n, (row, vector) in enumerate(zip(rows, vectors, strict=True)):
-        z = ops.convert_to_tensor(noise(n), "float32") if row.c else nothing
+        z = spread(np.asarray(noise(n), "float32")) if row.c else nothing
         frame = Frame(*step(states, estimates, ops.convert_to_tensor(vector), z, conditions or {}, null))
         states, estimates = frame.states, frame.estimates
         yield frame
@@ -146,7 +147,7 @@ def last(frames: Iterator[Frame], tick: Callable[[Frame], None] | None = None) -
         if tick is not None:
             tick(frame)
         frame = following
-    return ops.convert_to_numpy(frame.x)
+    return gathered(frame.x)
 
 
 def progress_bar(total: int, *, patience: float = 3.0) -> Callable[[Frame], None]:

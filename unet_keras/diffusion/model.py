@@ -12,15 +12,17 @@ import keras
 import numpy as np
 from keras import ops
 
+from unet_keras.diffusion.attached import state_scope
 from unet_keras.diffusion.dropping import Dropping
-from unet_keras.diffusion.inputs import Inputs, check_end
+from unet_keras.diffusion.inputs import Inputs, check_end, is_array
 from unet_keras.diffusion.losses import as_loss, portable, weighted_mean
-from unet_keras.diffusion.options import check_options
+from unet_keras.diffusion.options import check_compiled, check_options
 from unet_keras.diffusion.predictions import Prediction, noise
 from unet_keras.diffusion.remat import rematerialised
+from unet_keras.diffusion.replicas import logged, share_of, together
 from unet_keras.diffusion.sampled import SampledModel
 from unet_keras.diffusion.schedules import Schedule, linear, look_up
-from unet_keras.diffusion.seeds import derived, next_seed
+from unet_keras.diffusion.seeds import derived
 from unet_keras.diffusion.values import Values, pixels
 from unet_keras.diffusion.variance import VLB_WEIGHT, bound, check_channels, halves, learned
 
@@ -117,15 +119,14 @@ class DiffusionModel(SampledModel):
         """Set the optimizer, and the loss between target and output (mean squared error), as in ``keras.Model``.
 
         Raises ValueError for metrics, which Keras builds before it knows the network's inputs, for an optimizer that
-        keeps its own average (it would overwrite the weights when ``fit`` ends; this model keeps one), and for a
-        network that gives other channels than its images have.
+        keeps its own average (it would overwrite the weights when ``fit`` ends; this model keeps one), for a network
+        that gives other channels than its images have or whose weights are in half precision (not its computations:
+        "mixed_float16" is fine), and for what Keras cannot do on several devices.
         """
         check_channels(self.network)
-        if kwargs.get("metrics") or kwargs.get("weighted_metrics"):
-            raise ValueError("metrics are not taken by DiffusionModel.compile: use a callback, or validation's loss.")
         optimizer = keras.optimizers.get(optimizer)
-        if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
-            raise ValueError("optimizer has use_ema=True: leave it off and use DiffusionModel(..., ema=0.999).")
+        check_compiled(self, optimizer, kwargs)
+        self._train = together(self, self._train)
         self._compiled_with = {"loss": loss, "jit_compile": kwargs.get("jit_compile", "auto")}
         super().compile(optimizer=optimizer, **kwargs)
         # Here, or TensorFlow would trace the first step twice, to find variables created in it.
@@ -151,10 +152,11 @@ class DiffusionModel(SampledModel):
         # Flat, so that the loss of an example is one number and weights (B,) mean what they say; a Loss object, which
         # computes in float32 and scales for replicas.
         flat = [ops.reshape(v, (ops.shape(v)[0], -1)) for v in (y, self._predicted(y_pred))]
-        loss = sum(self.losses, start=self.noise_loss(*flat, weight))
-        if self.bound is None:
-            return loss
-        return loss + VLB_WEIGHT * weighted_mean(self.bound(x, y, y_pred), sample_weight)
+        loss = self.noise_loss(*flat, weight)
+        if self.bound is not None:
+            loss = loss + VLB_WEIGHT * weighted_mean(self.bound(x, y, y_pred), sample_weight)
+        loss = share_of(ops.shape(y)[0]).of_all(loss)
+        return sum((self._aggregate_additional_loss(more) for more in self.losses), start=loss)
 
     def _predicted(self, output):
         """What an output says of the image, without what it says of the variance."""
@@ -168,12 +170,13 @@ class DiffusionModel(SampledModel):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         images, conditions = self.named_inputs.unpack(x, y)
         clean = self.values.given(images)
-        count = ops.shape(clean)[0]
-        t = keras.random.randint((count,), 0, len(self.schedule), dtype="int32", seed=next_seed(generator))
-        eps = keras.random.normal(ops.shape(clean), dtype="float32", seed=next_seed(generator))
+        count, *shape = ops.shape(clean)
+        share = share_of(count)
+        t = share.rows(lambda n: keras.random.randint((n,), 0, len(self.schedule), dtype="int32", seed=generator))
+        eps = share.rows(lambda n: keras.random.normal((n, *shape), dtype="float32", seed=generator))
         alpha, sigma = (look_up(table, t, len(clean.shape)) for table in (self.schedule.alpha, self.schedule.sigma))
         if dropping is not None:
-            conditions = dropping.dropped(conditions, generator)
+            conditions = dropping.dropped(conditions, share, generator)
         if sample_weight is not None:  # Keras repeats it for each of y's entries
             sample_weight = ops.cast(keras.tree.flatten(sample_weight)[0], "float32")
         inputs = {"image": alpha * clean + sigma * eps, "timestep": ops.cast(t, "float32"), **conditions}
@@ -188,7 +191,7 @@ class DiffusionModel(SampledModel):
         if keras.backend.backend() == "jax":
             logs, (trainable, rest, optimizer, metrics) = out
             pairs = [(self.trainable_variables, trainable), (self.non_trainable_variables, rest)]
-            with _state([*pairs, (self.optimizer.variables, optimizer)]) as scope:
+            with state_scope([*pairs, (self.optimizer.variables, optimizer)]) as scope:
                 self._update_average()
             rest = [scope.get_current_value(v) for v in self.non_trainable_variables]
             return logs, (trainable, rest, optimizer, metrics)
@@ -208,12 +211,12 @@ class DiffusionModel(SampledModel):
         if keras.backend.backend() != "jax":
             data = self.corrupted(args[0], generator, dropping)
             self._measure(gap, data[0])
-            return keras_step(data)
+            return logged(keras_step(data))
         # JAX's steps take and return their state. The advanced generator must go back into it, or the same noise
         # would be compiled into every step.
         (trainable, rest, *others, metrics), data = args
         pairs = [(self.trainable_variables, trainable), (self.non_trainable_variables, rest)]
-        with _state([*pairs, (self.metrics_variables, metrics)]) as scope:
+        with state_scope([*pairs, (self.metrics_variables, metrics)]) as scope:
             data = self.corrupted(data, generator, dropping)
             self._measure(gap, data[0])
         changed = (self.non_trainable_variables, self.metrics_variables)
@@ -226,7 +229,9 @@ class DiffusionModel(SampledModel):
             return
         pair = (inputs, self.dropping.without(inputs))
         given, bare = (ops.cast(self._predicted(self.averaged(x, training=False)), "float32") for x in pair)
-        gap.update_state(ops.sqrt(ops.mean(ops.square(given - bare)) / ops.mean(ops.square(given))))
+        share = share_of(ops.shape(given)[0])
+        moved, size = (share.add(ops.sum(ops.square(v))) for v in (given - bare, given))
+        gap.update_state(ops.sqrt(moved / size))
 
     def _update_average(self):
         """Move the average towards the weights, once an update of the weights, whatever happened in between."""
@@ -249,13 +254,15 @@ class DiffusionModel(SampledModel):
         fault is trained on.
         """
         x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
+        self.named_inputs.check_batches(x, batch_size)
         if validation_data is not None:
             held = validation_data if isinstance(validation_data, tuple | list) else (validation_data,)
             held = self.named_inputs.prepare(*held)
-            validation_data = held[0] if held[1] is None and held[2] is None and not _is_array(held[0]) else held
+            self.named_inputs.check_batches(held[0], kwargs.get("validation_batch_size") or batch_size)
+            validation_data = held[0] if held[1] is None and held[2] is None and not is_array(held[0]) else held
         check_end(x, kwargs.get("steps_per_epoch"), "steps_per_epoch")
         check_end(validation_data, kwargs.get("validation_steps"), "validation_steps")
-        if not _is_array(x) and getattr(x, "num_batches", None) is None:
+        if not is_array(x) and getattr(x, "num_batches", None) is None:
             kwargs.setdefault("shuffle", False)  # or Keras warns that its own default does nothing
         options = {"validation_data": validation_data, "sample_weight": sample_weight, **kwargs}
         return self._guarded(super().fit, x, y, batch_size=batch_size, epochs=epochs, **options)
@@ -268,6 +275,7 @@ class DiffusionModel(SampledModel):
         """
         if not kwargs.get("_use_cached_eval_dataset"):  # given by fit, whose data have been checked
             x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
+            self.named_inputs.check_batches(x, kwargs.get("batch_size"))
         self.attach()  # in the middle of fit, or what is assigned now would be lost
         state = self.val_noise.state
         state.assign(np.array([derived(self.seed, 1), 0], dtype=keras.backend.standardize_dtype(state.dtype)))
@@ -308,12 +316,3 @@ class DiffusionModel(SampledModel):
     def from_config(cls, config):
         parts = {k: keras.saving.deserialize_keras_object(config[k]) for k in ("network", *TABLES) if k in config}
         return cls(**{**config, **parts})
-
-
-def _state(pairs):
-    """Open a scope in which variables have the given values."""
-    return keras.StatelessScope([pair for names, values in pairs for pair in zip(names, values, strict=True)])
-
-
-def _is_array(x):
-    return isinstance(x, dict) or hasattr(x, "shape")

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from unet_keras.diffusion.replicas import check_strategy
+
 
 def check_options(model):
     """Raise ValueError for a seed, weights, a prediction or an average that make no model."""
@@ -21,3 +23,16 @@ def check_options(model):
         )
     if model.ema is not None and not 0 <= model.ema < 1:
         raise ValueError(f"ema must lie in [0, 1), or be None for no average, got {model.ema}.")
+
+
+def check_compiled(model, optimizer, options: dict):
+    """Raise ValueError for what ``compile`` cannot train with."""
+    if options.get("metrics") or options.get("weighted_metrics"):
+        raise ValueError("metrics are not taken by DiffusionModel.compile: use a callback, or validation's loss.")
+    if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+        raise ValueError("optimizer has use_ema=True: leave it off and use DiffusionModel(..., ema=0.999).")
+    coarse = {v.dtype for v in model.trainable_variables} & {"float16", "bfloat16"}
+    if coarse:
+        name = coarse.pop()
+        raise ValueError(f"The weights are {name}, in which small steps are lost: train with dtype='mixed_{name}'.")
+    check_strategy(getattr(model, "distribute_strategy", None), optimizer, options)

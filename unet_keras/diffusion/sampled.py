@@ -63,10 +63,11 @@ class SampledModel(AttachedModel):
         chosen = {"steps": steps, "sampler": sampler, "spacing": spacing, "start": start, "strength": strength}
         chosen |= {"guidance": guidance, "negative": negative, "combine": combine, "threshold": threshold}
         chosen |= {"size": size, "seed": seed, "noise": noise}
-        batches = self._request(conditions, **chosen).batches(batch_size)
+        asked = self._request(conditions, **chosen)
+        batches = asked.batches(batch_size)
         tick = loop.progress_bar(sum(len(batch.rows) for batch in batches)) if progress else None
         images = [loop.last(batch.frames(self._step(batch)), tick) for batch in batches]
-        return np.concatenate([self.values.sampled(batch) for batch in images])
+        return np.concatenate([self.values.sampled(batch) for batch in images])[: len(asked.numbers)]
 
     def denoising(self, conditions, *, network=None, **options):
         """Sample with the options of ``generate`` and yield a ``Frame`` after each row, from noise to image.
@@ -84,7 +85,8 @@ class SampledModel(AttachedModel):
         """
         count = len(images) if conditions is None else conditions
         asked = self._request(count, **{"threshold": unclipped, **options}, sampler=sampler, start=images, upwards=True)
-        return loop.last(asked.frames(self._step(asked)))
+        (whole,) = asked.batches(None)
+        return loop.last(whole.frames(self._step(whole)))[: len(asked.numbers)]
 
     def _request(self, conditions, **options):
         options["threshold"] = options.get("threshold") or self.values.threshold

@@ -1,16 +1,16 @@
 """What one call of ``generate`` is to do: checked, brought to arrays and rows, before anything is computed."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
-from keras import ops
 
 from unet_keras.diffusion.guidance import classifier_free, clipped
 from unet_keras.diffusion.inputs import Inputs, check_condition, warn_if_zero_to_one
 from unet_keras.diffusion.loop import Frame, run
+from unet_keras.diffusion.replicas import parts, spread
 from unet_keras.diffusion.samplers import Row, Sampler, ddim
 from unet_keras.diffusion.schedules import Point, Schedule, Spacing, trailing
 from unet_keras.diffusion.seeds import derived, draw, image_streams
@@ -23,7 +23,7 @@ SAMPLING_STREAM = 2
 class Request:
     """Images to be sampled: their numbers within the seed, their conditions (N, ...), and how."""
 
-    numbers: range
+    numbers: Sequence[int]
     conditions: dict
     null: dict | None  # conditions (N, ...) that guidance leads away from; None without guidance
     rows: list[Row]
@@ -37,21 +37,27 @@ class Request:
     begin: Point  # where the first row's state lies: start has its share of noise there
 
     def batches(self, size: int | None) -> list["Request"]:
-        """Divide into requests of at most ``size`` images."""
+        """Divide into requests of at most ``size`` images, rounded up to what devices share out evenly.
+
+        The last image is repeated until the last request divides as well.
+        """
         count = len(self.numbers)
         size = count if size is None else size
         if size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {size}.")
-        return [self._part(slice(i, i + size)) for i in range(0, count, size)]
+        whole, size = (-(-n // parts()) * parts() for n in (count, size))
+        images = np.minimum(np.arange(whole), count - 1)
+        return [self._part(images[i : i + size]) for i in range(0, whole, size)]
 
-    def _part(self, part: slice) -> "Request":
+    def _part(self, part: np.ndarray) -> "Request":
         conditions, null = (
             None if named is None else {name: value[part] for name, value in named.items()}
             for named in (self.conditions, self.null)
         )
         noise = None if self.noise is None else self.noise[:, part]
         start = None if self.start is None else self.start[part]
-        return replace(self, numbers=self.numbers[part], conditions=conditions, null=null, noise=noise, start=start)
+        numbers = [self.numbers[i] for i in part]
+        return replace(self, numbers=numbers, conditions=conditions, null=null, noise=noise, start=start)
 
     def frames(self, step: Callable) -> Iterator[Frame]:
         """Run the compiled ``step`` over the rows."""
@@ -61,7 +67,7 @@ class Request:
         else:
             first, fresh = self.noise[0], lambda n: self.noise[n + 1]
         conditions, null = (
-            None if named is None else {name: ops.convert_to_tensor(value) for name, value in named.items()}
+            None if named is None else {name: spread(value) for name, value in named.items()}
             for named in (self.conditions, self.null)
         )
         alpha, sigma = np.float32(self.begin[1:])
@@ -187,7 +193,7 @@ def _start(named_inputs, start, count, size):
         warn_if_zero_to_one(start)
     if len(start) != count:
         raise ValueError(f"start holds {len(start)} images and {count} are asked for: give one for each.")
-    return ops.convert_to_numpy(named_inputs.values.given(start))
+    return keras.ops.convert_to_numpy(named_inputs.values.given(start))
 
 
 def _check_guidance(scales, named_inputs, null):
