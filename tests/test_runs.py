@@ -46,5 +46,3 @@ def test_a_deadline_ends_training_and_the_rest_of_an_epoch_does_not_put_it_off()
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         runs.read_settings(tmp_path)
-    with pytest.raises(ValueError, match="no model"):
-        runs.load_model(tmp_path)
