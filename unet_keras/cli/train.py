@@ -63,6 +63,7 @@ def add_options(p):
     add("--save-every", type=float, default=300, help="seconds between two checkpoints (default: %(default)s)")
     add("--keep", type=int, default=2, help="how many checkpoints are kept (default: %(default)s)")
     add("--dtype", default="float32", choices=("float32", "mixed_bfloat16", "mixed_float16"))
+    add("--remat", action="store_true", help="less memory, more time: activations are computed again")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add(
         "--resume",
@@ -196,7 +197,8 @@ def _new_model(settings, class_names, encoder):
         read, drop = {"context": encoder.context}, {"prompt": 0.15, "label": 0.5} if class_names else 0.1
     network = NETWORKS[settings["network"]]((size, size, 3), conditions=conditions, **read)
     schedule, prediction = SCHEDULES[settings["schedule"]](), PREDICTIONS[settings["prediction"]]
-    model = DiffusionModel(network, schedule, prediction, encoder=encoder, null=null, drop=drop, seed=settings["seed"])
+    options = {"null": null, "drop": drop, "remat": settings["remat"], "seed": settings["seed"]}
+    model = DiffusionModel(network, schedule, prediction, encoder=encoder, **options)
     model.compile(keras.optimizers.AdamW(settings["learning_rate"], weight_decay=1e-4, global_clipnorm=1.0))
     return model
 
