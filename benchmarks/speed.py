@@ -26,22 +26,11 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
+import checkpoints
 import numpy as np
 
 NETWORKS = {
-    "ddpm-cifar10": {
-        "_class_name": "UNet2DModel",
-        "sample_size": 32,
-        "block_out_channels": [128, 256, 256, 256],
-        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-        "attention_head_dim": None,
-        "norm_eps": 1e-6,
-        "downsample_padding": 0,
-        "flip_sin_to_cos": False,
-        "freq_shift": 1,
-        "dropout": 0.1,
-    },
+    "ddpm-cifar10": {**checkpoints.NETWORKS["ddpm-cifar10"], "dropout": 0.1},
     "text": {  # the layout of Stable Diffusion, a third as wide
         "_class_name": "UNet2DConditionModel",
         "sample_size": 32,
