@@ -8,6 +8,20 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import keras  # noqa: E402
 import pytest  # noqa: E402
 
+# They look at source, tables in NumPy and pictures, and never at a tensor: once is enough.
+WITHOUT_TENSORS = [
+    "test_architecture.py",
+    "test_events.py",
+    "test_plots.py",
+    "test_site.py",
+    "data/test_decode.py",
+    "data/test_metadata.py",
+    "diffusion/test_samplers_of_diffusers.py",
+    "diffusion/test_solvers.py",
+    "metrics/test_distances.py",
+]
+collect_ignore = [] if keras.backend.backend() == "torch" else WITHOUT_TENSORS
+
 
 @pytest.fixture(autouse=True)
 def same_start():

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import pytest
 
 import unet_keras
@@ -14,7 +13,6 @@ import unet_keras
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the site does not depend on the backend")
 def test_the_site_is_built_without_a_warning(tmp_path):
     if importlib.util.find_spec("mkdocs") is None:
         pytest.skip("mkdocs is not installed")

@@ -93,6 +93,7 @@ def test_what_a_strategy_cannot_do_is_refused(results):
     assert "steps_per_execution cannot be used" in str(results["one"]["together"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's strategies")
 def test_two_workers_compute_what_one_does(results, tmp_path):
     found = run(tmp_path, two())
