@@ -32,7 +32,7 @@ def hurried(monkeypatch, tmp_path):
             y = {name: value[:4] for name, value in y.items()} if isinstance(y, dict) else y if y is None else y[:4]
             x = x[:4]
         if "validation_data" in options:
-            options["validation_data"] = tuple(part[:4] for part in options["validation_data"])
+            options["validation_data"] = tuple(v if v is None else v[:4] for v in options["validation_data"])
         return fit(self, x, y, **{**options, "epochs": 1, "verbose": 0})
 
     def request_little(self, conditions, **options):
