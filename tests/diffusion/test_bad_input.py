@@ -279,8 +279,16 @@ def test_weights_set_after_an_evaluation_that_failed_in_a_callback():
     assert all((a == b).all() for a, b in zip(weights(model), weights(expected), strict=True))
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also in a process that was started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="only on JAX does Keras take the state away to train")
-def test_interrupt_at_any_moment_leaves_the_model():
+def test_interrupt_at_any_moment_leaves_the_model(interruptible):
     model = trainer(net=build_unet((16, 16, 3), (16, 32)))
     images = pixels(800, shape=(16, 16, 3))
     losses(model, images[:16], 1)
