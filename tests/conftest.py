@@ -8,9 +8,11 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import keras  # noqa: E402
 import pytest  # noqa: E402
 
-# They look at source, tables in NumPy and pictures, and never at a tensor: once is enough.
-WITHOUT_TENSORS = [
+# They look at source, tables in NumPy and pictures, never at a tensor, or read and write by what test_folder.py tests on
+# every backend: once is enough.
+RUN_ONCE = [
     "test_architecture.py",
+    "test_convert.py",
     "test_events.py",
     "test_plots.py",
     "test_site.py",
@@ -20,7 +22,7 @@ WITHOUT_TENSORS = [
     "diffusion/test_solvers.py",
     "metrics/test_distances.py",
 ]
-collect_ignore = [] if keras.backend.backend() == "torch" else WITHOUT_TENSORS
+collect_ignore = [] if keras.backend.backend() == "torch" else RUN_ONCE
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +33,8 @@ def same_start():
     yield
     keras.config.set_dtype_policy(policy)
     keras.config.set_image_data_format(layout)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the file that takes longest, or one process would be left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
