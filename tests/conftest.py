@@ -35,6 +35,19 @@ def same_start():
     keras.config.set_image_data_format(layout)
 
 
+@pytest.fixture
+def untraced():
+    """Let TensorFlow run its functions as Python: tracing a step costs more than running the few of some tests."""
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 def pytest_collection_modifyitems(items):
     """Begin with the file that takes longest, or one process would be left alone with it at the end."""
     items.sort(key=lambda item: item.path.name != "test_notebooks.py")
