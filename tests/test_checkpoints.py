@@ -75,6 +75,7 @@ def run(model, folder, cuts=()):
         except KeyboardInterrupt:
             keras.utils.set_random_seed(cut)  # nothing may hang on what is left of the generators, or in the model:
             model.network.set_weights([np.zeros(w.shape) for w in model.network.weights])
+    assert data._epoch >= 2  # each epoch had an order of its own
     return _numbers(model), checkpoint, history.history["val_loss"]
 
 
