@@ -21,7 +21,7 @@ from unet_keras import (
     runs,
     timestep,
 )
-from unet_keras.callbacks import loss_of_zero
+from unet_keras.checkpoints import loss_of_zero
 from unet_keras.nn.blocks import conv
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype="uint8")

@@ -193,7 +193,7 @@ def test_a_run_that_reads_captions_is_sampled_by_prompts_exported_and_resumed(ca
         (["train", "--text", "--network", "patch"], "reads no text"),
         (["train", "--network", "text"], "needs captions"),
         (["train", "--data", "photos", "--text", "--out", "run"], "metadata"),
-        (["sample"], "nothing to sample from"),
+        (["sample"], "There is no model"),
         (["sample", "--preset", "emoji-64", "a"], "emoji-32"),
         (["export", "nowhere", "preset"], "nowhere"),
     ],

@@ -10,7 +10,8 @@ pictures = model.generate(16)
 """
 
 from unet_keras import metrics, plots
-from unet_keras.callbacks import Checkpoint, CsvLog, Evaluate, LossGuard, SampleGrid, TensorBoardLog
+from unet_keras.callbacks import CsvLog, Evaluate, SampleGrid, TensorBoardLog
+from unet_keras.checkpoints import Checkpoint, LossGuard
 from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder, image_stream, load_emoji
 from unet_keras.diffusion.guidance import classifier_free, clipped, dynamic, interval, rescaled, unclipped
 from unet_keras.diffusion.likelihood import nll_bound, nll_ode
@@ -88,6 +89,7 @@ from unet_keras.nn.unet import (
     pointwise_head,
     sandwich,
 )
+from unet_keras.page import explore
 from unet_keras.pipeline import Attended, attention
 from unet_keras.text import BertEncoder, ClipEncoder, T5Encoder, TokenEncoder, cached
 from unet_keras.zoo import (
@@ -149,7 +151,7 @@ __all__ = [
     "stable_diffusion_inpainting", "instruct_pix2pix",
     "from_preset", "preset_names", "save_preset", "to_diffusers", "cost", "Cost", "unet_layout",
     "load_emoji", "emoji_table", "emoji_captions", "Redrawn", "image_folder", "image_stream", "by_label",
-    "plots", "SampleGrid", "Checkpoint", "LossGuard",
+    "plots", "explore", "SampleGrid", "Checkpoint", "LossGuard",
     # how good it is
     "metrics", "nll_bound", "nll_ode", "Evaluate", "CsvLog", "TensorBoardLog",
 ]  # fmt: skip

@@ -1,11 +1,13 @@
 """Where text, network and sampling meet: pictures together with what each word did to them."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from keras import ops
 
+from unet_keras.diffusion.loop import Frame
 from unet_keras.nn.taps import attention_taps
 
 
@@ -30,17 +32,22 @@ def attention(model, prompts, **options) -> Attended:
 
     Raises ValueError for a model without an encoder or without cross-attention, and where ``generate`` does.
     """
+    total, calls = 0.0, 0
+    for frame, maps in attending(model, prompts, **options):
+        total, calls, x = total + maps, calls + 1, frame.x
+    words = model.encoder.words(prompts["prompt"] if isinstance(prompts, dict) else prompts)
+    return Attended(model.values.sampled(ops.convert_to_numpy(x)), words, (total / calls).astype("float32"))
+
+
+def attending(model, prompts, **options) -> Iterator[tuple[Frame, np.ndarray]]:
+    """Yield what ``denoising`` does, and with each frame the maps of that call alone, (N, H, W, L) float32."""
     if model.encoder is None:
         raise ValueError("attention needs a model that reads prompts: DiffusionModel(..., encoder=...).")
     if model.averaged not in _TAPS:
         _TAPS[model.averaged] = attention_taps(model.averaged)
-    total, calls = 0.0, 0
     for frame in model.denoising(prompts, network=_TAPS[model.averaged], **options):
         height, width = frame.x.shape[1:3]
-        total = total + np.mean([_upsampled(weights, height, width) for weights in frame.extras], axis=0)
-        calls += 1
-    words = model.encoder.words(prompts["prompt"] if isinstance(prompts, dict) else prompts)
-    return Attended(model.values.sampled(ops.convert_to_numpy(frame.x)), words, (total / calls).astype("float32"))
+        yield frame, np.mean([_upsampled(weights, height, width) for weights in frame.extras], axis=0)
 
 
 def _upsampled(weights, height, width):

@@ -126,15 +126,16 @@ def test_what_grows_with_the_batch_and_what_does_not():
 def test_backends_differ_where_they_are_known_to():
     network = NETWORKS["stable diffusion"]()
     torch, jax = (cost(network, 2, backend=backend) for backend in ("torch", "jax"))
-    assert torch.forward_flops == jax.forward_flops and jax.weight_copies == 0 < torch.weight_copies
+    assert torch.forward_flops < jax.forward_flops and jax.weight_copies == 0 < torch.weight_copies
     assert jax.sampling_activations < torch.sampling_activations
 
 
 def test_open_sizes_are_filled_in():
-    network, fixed = (patch_unet((n, n, 3), width=16) for n in (None, 32))
-    expected = cost(fixed, 2)
+    network, fixed = (build_unet((n, n, 3), (4, 8), conditions=()) for n in (None, 32))
     assert cost(network, 2, size=32).forward_flops == cost(network, 2, size=(32, 32)).forward_flops
-    assert cost(network, 2, size=32).forward_flops == expected.forward_flops
+    assert cost(network, 2, size=32).forward_flops == cost(fixed, 2).forward_flops
+    fixed = patch_unet((32, 32, 3), width=16)
+    expected = cost(fixed, 2)
     assert cost(fixed, 2, size=64).forward_flops > 4 * expected.forward_flops  # attention grows faster
     with pytest.raises(ValueError, match="leaves the size of 'image' open: give size="):
         cost(network)

@@ -1,11 +1,13 @@
-"""The command line: ``unet-keras train``, ``sample``, ``export``, ``convert`` and ``presets``."""
+"""The command line: ``unet-keras train``, ``sample``, ``explore``, ``export``, ``convert`` and ``presets``."""
 
 import argparse
 import sys
 
-from unet_keras.cli import convert, export, presets, sample, train
+from unet_keras.cli import convert, explore, export, presets, sample, train
 
-COMMANDS = {"train": train, "sample": sample, "export": export, "convert": convert, "presets": presets}
+COMMANDS = {
+    "train": train, "sample": sample, "explore": explore, "export": export, "convert": convert, "presets": presets,
+}  # fmt: skip
 
 
 def main(argv=None) -> int:

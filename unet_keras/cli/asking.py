@@ -1,6 +1,22 @@
-"""What a model of the command line is asked for: prompts, classes, or a number of images."""
+"""Which model the command line opens, and what it is asked for: prompts, classes, or a number of images."""
+
+from pathlib import Path
 
 import numpy as np
+
+from unet_keras import runs
+from unet_keras.zoo.presets import from_preset, preset_facts
+
+
+def opened(preset, path):
+    """Load a preset, or a run folder or ``.keras`` file: the model, its classes' names, where its pictures go."""
+    if preset:
+        return from_preset(preset), preset_facts(preset).get("class_names"), Path()
+    if not path:
+        raise ValueError("There is no model: give a run folder, a .keras file, or --preset NAME.")
+    path = Path(path)
+    names = runs.read_settings(path).get("class_names") if path.is_dir() else None
+    return from_preset(path), names, path if path.is_dir() else path.parent
 
 
 def asked(model, names, prompts, count, label=None):

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import keras
 
-from unet_keras import pipeline, plots, runs
-from unet_keras.cli.asking import asked
+from unet_keras import pipeline, plots
+from unet_keras.cli.asking import asked, opened
 from unet_keras.diffusion import multicall, multistep, samplers
-from unet_keras.zoo.presets import from_preset, preset_facts
 
 SAMPLERS = {
     "ddim": samplers.ddim,
@@ -64,7 +63,8 @@ def sample(arguments) -> None:
     """Sample, and write a grid; single images, an animation and attention maps if asked for."""
     if arguments.count is not None and arguments.count < 1:
         raise ValueError(f"--count must be 1 or more, got {arguments.count}.")
-    model, names, home, prompts = _opened(arguments)
+    path, *prompts = [None, *arguments.given] if arguments.preset else arguments.given or [None]
+    model, names, home = opened(arguments.preset, path)
     count = (4 if prompts else 16) if arguments.count is None else arguments.count
     conditions, captions = asked(model, names, prompts, count, arguments.label)
     guidance = (3.0 if prompts and model.dropping.shares else 1.0) if arguments.guidance is None else arguments.guidance
@@ -85,19 +85,6 @@ def sample(arguments) -> None:
         print(plots.animation(frames, arguments.gif))
     if arguments.attention:
         _attention(arguments.attention, model, conditions, count, prompts, options)
-
-
-def _opened(arguments):
-    """Load what is to be sampled: the model, its classes' names, where pictures go, and the prompts."""
-    if arguments.preset:
-        names = preset_facts(arguments.preset).get("class_names")
-        return from_preset(arguments.preset), names, Path(), arguments.given
-    if not arguments.given:
-        raise ValueError("There is nothing to sample from: give a run folder, a .keras file, or --preset NAME.")
-    path = Path(arguments.given[0])
-    model = from_preset(path)
-    names = runs.read_settings(path).get("class_names") if path.is_dir() else None
-    return model, names, path if path.is_dir() else path.parent, arguments.given[1:]
 
 
 def _attention(path, model, conditions, count, prompts, options):

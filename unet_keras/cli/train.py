@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 from unet_keras import plots, runs
-from unet_keras.callbacks import Checkpoint, CsvLog, LossGuard, SampleGrid, TensorBoardLog
+from unet_keras.callbacks import CsvLog, SampleGrid, TensorBoardLog
+from unet_keras.checkpoints import Checkpoint, LossGuard
 from unet_keras.cli.asking import asked
 from unet_keras.cli.pace import Deadline, LearningRate
 from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder

@@ -13,6 +13,7 @@ from functools import wraps
 import keras
 from keras import layers
 
+from unet_keras.nn.convolution import Conv
 from unet_keras.nn.layers import (
     AddPerChannel,
     Attention,
@@ -34,7 +35,7 @@ def role(name, part):
 
 def conv(x, filters, size=3, *, name=None, **options):
     """Convolve with "same" padding."""
-    return layers.Conv2D(filters, size, padding="same", name=name, **options)(x)
+    return Conv(filters, size, name=name, **options)(x)
 
 
 def silu(x, name=None):
@@ -210,9 +211,9 @@ def strided_conv(x, filters=None, emb=None, *, padding="same", name=None):
         raise ValueError(f"padding must be one of {', '.join(pads)}, got {padding!r}.")
     filters = filters or x.shape[channel_axis()]
     if padding == "same":
-        return layers.Conv2D(filters, 3, strides=2, padding="same", name=name)(x)
+        return Conv(filters, 3, strides=2, name=name)(x)
     x = layers.ZeroPadding2D(pads[padding], name=role(name, "pad"))(x)
-    return layers.Conv2D(filters, 3, strides=2, padding="valid", name=name)(x)
+    return Conv(filters, 3, strides=2, padding="valid", name=name)(x)
 
 
 def res_down(x, filters=None, emb=None, *, padding="same", name=None, **options):
@@ -239,11 +240,10 @@ def conv_transpose(x, filters=None, emb=None, *, like=None, name=None):
 
 def nearest_conv(x, filters=None, emb=None, *, like=None, name=None):
     """Repeat every pixel 2x2, or so that the size of ``like`` is met, then convolve 3x3 to ``filters`` or x's own."""
-    filters = filters or x.shape[channel_axis()]
-    doubled = layers.UpSampling2D(2, name=role(name, "repeat"))(x)
-    if like is not None and not same_size(doubled, like):
-        doubled = NearestLike(name=role(name, "nearest"))(x, like)
-    return conv(doubled, filters, name=name)
+    doubled = Conv(filters or x.shape[channel_axis()], doubled=True, name=name)
+    if like is None or same_size(keras.KerasTensor(doubled.compute_output_shape(x.shape)), like):
+        return doubled(x)
+    return conv(NearestLike(name=role(name, "nearest"))(x, like), filters or x.shape[channel_axis()], name=name)
 
 
 def res_up(x, filters=None, emb=None, *, like=None, name=None, **options):

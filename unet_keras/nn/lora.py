@@ -14,6 +14,8 @@ from typing import NamedTuple
 import keras
 from keras import layers, ops
 
+from unet_keras.nn.convolution import Conv
+
 serializable = keras.saving.register_keras_serializable("unet_keras")
 
 ATTENTION = r"/(query|key|value|out)$"
@@ -71,7 +73,12 @@ class LoraConv2D(_Lora, layers.Conv2D):
     """A Conv2D layer with LoRA."""
 
 
-ADAPTED = {layers.Dense: LoraDense, layers.Conv2D: LoraConv2D}
+@serializable
+class LoraConv(_Lora, Conv):
+    """A Conv layer with LoRA."""
+
+
+ADAPTED = {layers.Dense: LoraDense, layers.Conv2D: LoraConv2D, Conv: LoraConv}
 
 
 def adaptable(network: keras.Model) -> dict:

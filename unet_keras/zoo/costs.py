@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import keras
 
+from unet_keras.nn.convolution import Conv
 from unet_keras.zoo.layer_costs import bytes_of, is_view, kept, operations, scratch, width_of
 
 OPTIMIZER_COPIES = 2
@@ -115,7 +116,7 @@ def cost(network: keras.Model, batch: int = 1, *, size=None, tokens: int = 77, b
     if backend == "torch":
         # Keras's graph holds on to every output until the forward pass has ended, with nothing to free it earlier.
         keeps |= {roots[id(y)]: sizes[roots[id(y)]] for call in calls for y in call.outputs}
-    counted = [operations(call.layer, call.inputs, call.outputs) for call in calls]
+    counted = [operations(call.layer, call.inputs, call.outputs, backend) for call in calls]
     heavy = {type(c.layer).__name__ for c, n in zip(calls, counted, strict=True) if n is None and _multiplies(c.layer)}
     return Cost(
         batch=int(batch),
@@ -230,9 +231,13 @@ def _copies(network, backend):
 
 
 def _copy(layer, backend):
-    moved = backend == "torch" and isinstance(layer, keras.layers.Conv2D)
-    if not moved and layer.kernel.dtype == layer.compute_dtype:
-        return 0
+    moved = backend == "torch" and isinstance(layer, keras.layers.Conv2D) and not isinstance(layer, Conv)
+    cast = layer.kernel.dtype != layer.compute_dtype
+    spread = isinstance(layer, Conv) and layer.doubled and backend != "jax"
+    return (moved or cast) * _kernel(layer) + spread * _kernel(layer) * 16 // 9
+
+
+def _kernel(layer):
     return prod(layer.kernel.shape) * width_of(layer.compute_dtype)
 
 

@@ -6,6 +6,7 @@ from keras import layers
 
 from unet_keras.nn.blocks import conv, keep_filters, nearest_conv, res_block, role, self_attention, silu, strided_conv
 from unet_keras.nn.conditions import timestep
+from unet_keras.nn.convolution import Conv
 from unet_keras.nn.layers import GroupNorm, near_zero
 from unet_keras.nn.unet import Level, build_unet, norm_head, sandwich
 
@@ -70,7 +71,7 @@ def patch_unet(input_shape=(32, 32, 3), *, width=48, conditions=(timestep(),), n
 
 def patch_stem(x, filters, *, patch=2, name="stem"):
     """Turn each patch of pixels into one vector of ``filters`` channels (Dosovitskiy et al. 2021)."""
-    return layers.Conv2D(filters, patch, strides=patch, padding="same", name=name)(x)
+    return Conv(filters, patch, strides=patch, name=name)(x)
 
 
 def patch_head(x, out_channels, *, patch=2, groups=32, eps=1e-5, name="head"):

@@ -10,6 +10,7 @@ from math import prod
 import keras
 from keras import layers
 
+from unet_keras.nn.convolution import Conv
 from unet_keras.nn.layers import (
     AddPerChannel,
     Attention,
@@ -51,41 +52,47 @@ def is_view(layer, training: bool) -> bool:
 
 
 @singledispatch
-def operations(layer, inputs, outputs) -> int | None:
+def operations(layer, inputs, outputs, backend) -> int | None:
     """Count additions and multiplications; None for a kind of layer that is not known: elementwise, as a rule."""
     return None
 
 
 @operations.register(layers.Conv2D)
-def _(layer, inputs, outputs):
+def _(layer, inputs, outputs, backend):
     return 2 * prod(layer.kernel.shape[:-1]) * prod(outputs[0].shape)
 
 
+@operations.register(Conv)
+def _(layer, inputs, outputs, backend):
+    whole = 2 * prod(layer.kernel.shape[:-1]) * prod(outputs[0].shape)
+    return whole * 4 // 9 if layer.doubled and backend != "jax" else whole
+
+
 @operations.register(layers.Conv2DTranspose)
-def _(layer, inputs, outputs):
+def _(layer, inputs, outputs, backend):
     return 2 * prod(layer.kernel.shape[:-1]) * prod(inputs[0].shape)
 
 
 @operations.register(layers.Dense)
-def _(layer, inputs, outputs):
+def _(layer, inputs, outputs, backend):
     return 2 * layer.kernel.shape[0] * prod(outputs[0].shape)
 
 
 @operations.register(layers.Embedding)
 @operations.register(TokenEmbedding)
-def _(layer, inputs, outputs):
+def _(layer, inputs, outputs, backend):
     return 0
 
 
 @operations.register(Attention)
-def _(layer, inputs, outputs):
+def _(layer, inputs, outputs, backend):
     width, (batch, pixels, channels), (tokens, source) = _attention(layer, inputs)
     maps = pixels * channels + 2 * tokens * source + pixels * channels
     return 2 * batch * width * (maps + 2 * pixels * tokens)
 
 
 @operations.register(layers.MultiHeadAttention)
-def _(layer, inputs, outputs):
+def _(layer, inputs, outputs, backend):
     (batch, asked, channels), (_, tokens, source) = inputs[0].shape, inputs[1].shape
     keys, values = layer.num_heads * layer.key_dim, layer.num_heads * layer.value_dim
     maps = asked * channels * keys + tokens * source * (keys + values) + asked * values * outputs[0].shape[-1]
@@ -175,7 +182,8 @@ def _read(layer, call, roots, sizes, backend):
 
 def is_moved(layer, backend) -> bool:
     """Tell whether Keras copies the layer's input, to bring its channels to where torch's kernels look for them."""
-    return backend == "torch" and isinstance(layer, SPATIAL) and layer.data_format == "channels_last"
+    copied = isinstance(layer, SPATIAL) and not isinstance(layer, Conv)
+    return backend == "torch" and copied and layer.data_format == "channels_last"
 
 
 def _is_cast(layer, x):
@@ -207,6 +215,13 @@ def _(layer, inputs, outputs, backend):
         return 0
     x, y = (prod(t.shape) * width_of(layer.compute_dtype) for t in (inputs[0], outputs[0]))
     return x + max(x, y)  # two copies of the input; then one, and the output before its bias
+
+
+@scratch.register(Conv)
+def _(layer, inputs, outputs, backend):
+    if layer.doubled and backend == "jax":
+        return prod(outputs[0].shape[1:3]) * inputs[0].shape[0] * inputs[0].shape[3] * width_of(layer.compute_dtype)
+    return prod(outputs[0].shape) * width_of(layer.compute_dtype) if backend == "torch" else 0  # before its bias
 
 
 @scratch.register(GroupNorm)

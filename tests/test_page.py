@@ -1,0 +1,196 @@
+"""The page to explore a model with: what it shows, and the page itself in a browser."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unet_keras
+from unet_keras import DiffusionModel, Level, TokenEncoder, attention, build_unet, class_label, cross_attention, ddpm
+from unet_keras.cli import main
+from unet_keras.page import _asked, explore, watch
+
+BROWSER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1300,1250"
+).split()
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model that reads prompts and classes, and looks at some words more than at others."""
+    encoder = TokenEncoder(["red", "green", "blue"], length=4, width=8, depth=0)
+    levels = (8, Level(8, 1, partial(cross_attention, heads=2)))
+    conditions = (unet_keras.timestep(), class_label(3))
+    network = build_unet((16, 12, 3), levels, conditions=conditions, context=encoder.context)
+    network.set_weights(
+        [w + 0.2 * np.random.default_rng(0).standard_normal(w.shape) for w in network.get_weights()],
+    )
+    return DiffusionModel(network, encoder=encoder, null={"label": 2}, drop=0.1, ema=None, seed=0)
+
+
+@pytest.mark.parametrize("sampler", [unet_keras.ddim, ddpm, unet_keras.heun])
+def test_watching_makes_the_image_of_generate(model, sampler):
+    options = {"steps": 4, "sampler": sampler, "seed": 3, "guidance": 2.0}
+    conditions = {"prompt": ["red blue"], "label": np.array([1])}
+    *_, last = watch(model, conditions, **options)
+    np.testing.assert_array_equal(last.image, model.generate(conditions, progress=False, **options)[0])
+    found = attention(model, conditions, **options)
+    assert last.words == found.words[0] and "red" in last.words
+    np.testing.assert_allclose(last.maps, found.maps[0], atol=1e-6)
+
+
+def test_moments_are_states_and_their_two_parts(model):
+    """x = alpha D + sigma eps at each call; the first x is the noise that the image began with."""
+    seen = [len(found.moments) for found in watch(model, {}, steps=3, seed=1)]
+    assert seen == [1, 2, 3]
+    *_, last = watch(model, {}, steps=3, seed=1)
+    assert last.words == [] and last.maps is None
+    points = model.schedule.points(unet_keras.trailing(len(model.schedule), 3))
+    for point, moment in zip(points, last.moments, strict=False):
+        np.testing.assert_allclose(point.alpha * moment.clean + point.sigma * moment.noise, moment.x, atol=1e-4)
+    assert 0.9 < last.moments[0].x.std() < 1.1
+
+
+def given(**changes):
+    fields = {"prompt": "red", "negative": "", "guidance": 3, "label": None, "steps": 5, "sampler": "ddim", "seed": 1}
+    return fields | changes
+
+
+def test_what_is_left_empty_is_not_asked_for():
+    asked = _asked(given(), {"ddim": unet_keras.ddim})
+    assert asked["conditions"] == {"prompt": ["red"]} and "negative" not in asked
+    assert set(_asked(given(label="any"), {"ddim": unet_keras.ddim})["conditions"]) == {"prompt"}
+    asked = _asked(given(label=2, negative="blue"), {"ddim": unet_keras.ddim})
+    assert asked["conditions"]["label"] == [2] and asked["negative"] == ["blue"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("prompt", "  "), ("seed", None)])
+def test_empty_fields_are_told(field, value):
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        _asked(given(**{field: value}), {"ddim": unet_keras.ddim})
+
+
+def test_models_that_the_page_cannot_ask_are_refused():
+    pytest.importorskip("gradio")
+    with pytest.raises(ValueError, match="2 channels, are no pictures"):
+        explore(DiffusionModel(build_unet((8, 8, 2), (4,)), ema=None))
+    vector = build_unet((8, 8, 3), (4,), conditions=(unet_keras.timestep(), unet_keras.vector(3, name="style")))
+    with pytest.raises(ValueError, match=r"how to ask for the conditions \['style'\]"):
+        explore(DiffusionModel(vector, ema=None))
+    with pytest.raises(ValueError, match="takes no labels, and 1 names"):
+        explore(DiffusionModel(build_unet((8, 8, 3), (4,)), ema=None), ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["explore"], "There is no model"),
+        (["explore", "runs/none", "--preset", "emoji-32"], "not both"),
+        (["explore", "--preset", "emoji-32", "--port", "70000"], "--port must lie between"),
+        (["explore", "nowhere"], "nowhere"),
+    ],
+)
+def test_the_command_tells_what_is_wrong(words, told, capsys):
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch, model):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ImportError, match=r'pip install "unet-keras\[explore\]"'):
+        explore(model)
+
+
+# ---- in a browser ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def address(model, tmp_path):
+    """Where the command serves the model, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    model.save(tmp_path / "model.keras")
+    command = [sys.executable, "-m", "unet_keras.cli", "explore", str(tmp_path / "model.keras"), "--port", port]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield process.stdout.readline().split()[0]
+        process.kill()
+
+
+@pytest.fixture
+def browser():
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER[0]
+    for flag in FLAGS:
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(BROWSER[1]))
+    yield driver
+    driver.quit()
+
+
+def wait(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "nothing came of it"
+        time.sleep(0.2)
+    return found
+
+
+def pixels(element):
+    return np.asarray(Image.open(BytesIO(element.screenshot_as_png)).convert("RGB")).astype(int)
+
+
+@pytest.mark.skipif(not all(BROWSER), reason="needs chromium and chromedriver")
+def test_the_page_in_a_browser(browser, address):
+    """A prompt gives an image; a word shows its map; a step shows what was seen there; an empty prompt is told."""
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    assert address.startswith("http://127.0.0.1:")
+    browser.get(address)
+
+    def find(selector):
+        return browser.find_elements("css selector", selector)
+
+    (prompt,) = wait(lambda: find("#prompt textarea, #prompt input"))
+    find("#sample")[0].click()
+    wait(lambda: "say what the image is to show" in browser.find_element("tag name", "body").text)
+    assert "Traceback" not in browser.page_source
+    find(".toast-close")[0].click()
+
+    prompt.send_keys("red blue")
+    find("#sample")[0].click()
+    wait(lambda: find("#strip img") and find("#look2 img"))
+    time.sleep(1)
+    words = find("#words .legend > *")
+    assert [word.text for word in words] == ["red", "blue"]
+    base = find("#words .image-container")[0]
+    ActionChains(browser).move_to_element(find("#seed")[0]).perform()
+    time.sleep(0.5)
+    still = pixels(base)
+    shown = []
+    for word in words:
+        ActionChains(browser).move_to_element(word).perform()
+        time.sleep(0.5)
+        shown.append(pixels(base))
+    assert all(np.abs(picture - still).mean() > 2 for picture in shown)
+    assert np.abs(shown[0] - shown[1]).mean() > 2
+
+    before = find("#look0 img")[0].get_attribute("src")
+    number = find("#at input[type=number]")[0]
+    browser.execute_script(
+        "arguments[0].value = 1; arguments[0].dispatchEvent(new Event('input', {bubbles: true}));"
+        "arguments[0].dispatchEvent(new Event('change', {bubbles: true}));",
+        number,
+    )
+    wait(lambda: find("#look0 img")[0].get_attribute("src") != before)
