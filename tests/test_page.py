@@ -194,3 +194,7 @@ def test_the_page_in_a_browser(browser, address):
         number,
     )
     wait(lambda: find("#look0 img")[0].get_attribute("src") != before)
+
+    prompt.send_keys(" green red blue green")
+    find("#sample")[0].click()
+    wait(lambda: "longer than the context's 4 tokens" in browser.find_element("tag name", "body").text)

@@ -96,9 +96,8 @@ def explore(model, class_names=None, samplers=SAMPLERS, **options):
                         yield {image: _picture(found.image)}
                 except ValueError as error:
                     raise gradio.Error(str(error), title="Not sampled", duration=None, print_exception=False) from error
-            for warning in warned:
-                if warning.category is UserWarning:
-                    gradio.Warning(str(warning.message))
+            for message in dict.fromkeys(str(w.message) for w in warned if w.category is UserWarning):
+                gradio.Warning(message)
             calls = len(found.moments)
             yield {
                 watched: found,
@@ -109,7 +108,9 @@ def explore(model, class_names=None, samplers=SAMPLERS, **options):
             }
 
         def look(found, call):
-            return [] if found is None else [_picture(_shown(part)) for part in _parts(found.moments[int(call) - 1])]
+            if found is None:  # forgotten after an hour
+                return [None] * len(looks)
+            return [_picture(_shown(part)) for part in _parts(found.moments[int(call) - 1])]
 
         results = [watched, image, words, strip, at, *looks]
         asking = [button.click, *(field.submit for field in given.values() if hasattr(field, "submit"))]
