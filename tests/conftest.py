@@ -35,6 +35,17 @@ def same_start():
     keras.config.set_image_data_format(layout)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgotten():
+    """Free what a file's tests compiled: all of it together is six gigabytes a process on JAX."""
+    yield
+    keras.utils.clear_session()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture
 def untraced():
     """Let TensorFlow run its functions as Python: tracing a step costs more than running the few of some tests."""

@@ -82,7 +82,6 @@ def test_empty_fields_are_told(field, value):
 
 
 def test_models_that_the_page_cannot_ask_are_refused():
-    pytest.importorskip("gradio")
     with pytest.raises(ValueError, match="2 channels, are no pictures"):
         explore(DiffusionModel(build_unet((8, 8, 2), (4,)), ema=None))
     vector = build_unet((8, 8, 3), (4,), conditions=(unet_keras.timestep(), unet_keras.vector(3, name="style")))

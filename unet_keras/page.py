@@ -68,8 +68,8 @@ def explore(model, class_names=None, samplers=SAMPLERS, **options):
     ``launch`` binds to this machine alone unless told ``server_name="0.0.0.0"``. Raises ValueError for a model whose
     images are no pictures or that takes further conditions, and ImportError where gradio is not installed.
     """
-    gradio = _gradio()
     _check(model, class_names)
+    gradio = _gradio()
     still = {"interactive": False, "format": "png", "buttons": ["download"]}
     with gradio.Blocks(title="unet_keras", analytics_enabled=False) as page:
         watched = gradio.State(None, time_to_live=3600)
