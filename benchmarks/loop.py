@@ -49,7 +49,7 @@ def main():
     x = np.random.default_rng(0).standard_normal((a.count, 32, 32, 3), dtype="float32")
 
     def stepwise(tick=None):
-        return loop.last(loop.run(step, rows, x, noise=None), tick)
+        return loop.last([loop.run(step, rows, x, noise=None)], tick)
 
     one = whole_loop(model, rows)
     programs = {

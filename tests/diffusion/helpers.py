@@ -121,7 +121,7 @@ def closed_form(function, schedule, shape, *, label=False):
 def sampled(rows, function, schedule, x, z=None, *, prediction=noise, threshold=unclipped):
     """Run the real, compiled loop over ``rows`` with a network known in closed form; z holds the noise of each row."""
     step = make_step(closed_form(function, schedule, x.shape[1:]), prediction, classifier_free, threshold)
-    return last(run(step, rows, x, lambda n: z[n]))
+    return last([run(step, rows, x, lambda n: z[n])])
 
 
 def by_hand(rows, x, z, clean):

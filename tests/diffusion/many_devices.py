@@ -74,7 +74,9 @@ def four_on_tensorflow():
             "accumulated": refused(made, optimizer=keras.optimizers.SGD(gradient_accumulation_steps=2)),
             "together": refused(made, compiled={"steps_per_execution": 2}),
         }
-    return before | many | doings(model) | {"refused": refused(model.fit, IMAGES[:6], LABELS[:6])}
+    many |= doings(model) | {"refused": refused(model.fit, IMAGES[:6], LABELS[:6])}
+    traces = [trace for step in model._steps.values() for trace in step._list_all_concrete_functions()]
+    return before | many | {"copies": len({weight.device for trace in traces for weight in trace.captured_inputs})}
 
 
 def alone(found):

@@ -80,11 +80,16 @@ def test_batches_that_devices_cannot_share_are_refused(results):
     assert "A batch of 6 examples cannot be shared by 4 devices" in str(results["one"]["refused"])
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="only JAX spreads samples and weights")
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX computes them in one program")
 def test_samples_and_weights_are_spread_over_the_devices(results):
     found = results["one"]
     assert found["shards"] == 4 and found["cut"] > 0.7
     np.testing.assert_allclose(found["forward"], found["alone_forward"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's strategies")
+def test_each_device_samples_with_its_own_copy(results):
+    assert results["one"]["copies"] == 3  # images at a time, one for each of as many devices
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's strategies")

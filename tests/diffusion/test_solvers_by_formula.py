@@ -186,7 +186,7 @@ def test_loop_gives_what_the_rows_say(step, name):
 
     expected = by_hand(rows, x, z, clean)
     assert len(rows) > 7 and np.abs(expected).max() > 0.1
-    got = last(run(step, rows, x, lambda n: z[n]))
+    got = last([run(step, rows, x, lambda n: z[n])])
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 

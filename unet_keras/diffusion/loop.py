@@ -7,7 +7,7 @@ This is the one file that names backends in order to compile.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import keras
@@ -137,17 +137,19 @@ def _jax(function, variables):
     return lambda *args: pure([v.value for v in variables], *args)
 
 
-def last(frames: Iterator[Frame], tick: Callable[[Frame], None] | None = None) -> np.ndarray:
-    """Run through the frames and give the last one's state as a NumPy array; call ``tick`` with each but the last.
+def last(ways: Sequence[Iterator[Frame]], tick: Callable[[Frame], None] | None = None) -> np.ndarray:
+    """Run through the frames of each way, in step, and give their last states as one NumPy array.
 
-    A frame is shown to ``tick`` only when the next one is under way, so that waiting for it never idles the device.
+    ``tick`` is called with each frame of the first way but the last. A frame is shown to it only when the next one is
+    under way, so that waiting for it never idles the device.
     """
-    frame = next(frames)
-    for following in frames:
+    moments = zip(*ways, strict=True)
+    moment = next(moments)
+    for following in moments:
         if tick is not None:
-            tick(frame)
-        frame = following
-    return gathered(frame.x)
+            tick(moment[0])
+        moment = following
+    return np.concatenate([gathered(frame.x) for frame in moment])
 
 
 def progress_bar(total: int, *, patience: float = 3.0) -> Callable[[Frame], None]:

@@ -6,7 +6,7 @@ is nothing to do. TensorFlow's strategies and the processes of torch.distributed
 draw for all, which costs little beside a U-Net. This is the one file that names what distributes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -160,6 +160,35 @@ def check_strategy(strategy, optimizer, options: dict):
     if any(asked.values()):
         names = ", ".join(name for name, given in asked.items() if given)
         raise ValueError(f"{names} cannot be used under a tf.distribute strategy: leave it out, or use JAX.")
+
+
+# ---- images on many devices -----------------------------------------------------------------------------------------
+
+
+def places(strategy) -> list[str | None]:
+    """The devices of this process that TensorFlow's ``strategy`` has; [None], wherever that is, without one.
+
+    TPUs, on which nothing has been tried, count as one.
+    """
+    if strategy is None or strategy.num_replicas_in_sync == 1 or type(strategy).__name__.startswith("TPU"):
+        return [None]
+    return list(strategy.extended.worker_devices)
+
+
+def placed(strategy, place: str | None, values: Iterator) -> Iterator:
+    """Compute each of the values at a place, with the copy of the weights that lies there."""
+    if place is None:
+        yield from values
+        return
+    import tensorflow as tf
+
+    done = object()
+    while True:
+        with strategy.scope(), tf.device(place):
+            value = next(values, done)
+        if value is done:
+            return
+        yield value
 
 
 # ---- JAX: one program on many devices -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import numpy as np
 from unet_keras.diffusion import loop, sampling
 from unet_keras.diffusion.attached import AttachedModel
 from unet_keras.diffusion.guidance import classifier_free, unclipped
+from unet_keras.diffusion.replicas import placed, places
 from unet_keras.diffusion.samplers import ddim, ddim_inversion
 from unet_keras.diffusion.schedules import trailing
 from unet_keras.diffusion.variance import check_channels, check_rows
@@ -66,7 +67,7 @@ class SampledModel(AttachedModel):
         asked = self._request(conditions, **chosen)
         batches = asked.batches(batch_size)
         tick = loop.progress_bar(sum(len(batch.rows) for batch in batches)) if progress else None
-        images = [loop.last(batch.frames(self._step(batch)), tick) for batch in batches]
+        images = [self._run(batch, tick) for batch in batches]
         return np.concatenate([self.values.sampled(batch) for batch in images])[: len(asked.numbers)]
 
     def denoising(self, conditions, *, network=None, **options):
@@ -86,7 +87,7 @@ class SampledModel(AttachedModel):
         count = len(images) if conditions is None else conditions
         asked = self._request(count, **{"threshold": unclipped, **options}, sampler=sampler, start=images, upwards=True)
         (whole,) = asked.batches(None)
-        return loop.last(whole.frames(self._step(whole)))[: len(asked.numbers)]
+        return self._run(whole)[: len(asked.numbers)]
 
     def _request(self, conditions, **options):
         options["threshold"] = options.get("threshold") or self.values.threshold
@@ -95,10 +96,17 @@ class SampledModel(AttachedModel):
         check_rows(asked.rows, self.bound is not None)
         return asked
 
-    def _step(self, asked, network=None):
-        """The compiled step that a request needs, compiled once."""
+    def _run(self, asked, tick=None):
+        """Run through a request, shared out to the devices of a strategy of TensorFlow's."""
+        strategy = getattr(self, "distribute_strategy", None)
+        found = places(strategy)
+        shares = zip(found, asked.shares(len(found)), strict=False)  # of few images, some devices have none
+        return loop.last([placed(strategy, at, share.frames(self._step(share, at=at))) for at, share in shares], tick)
+
+    def _step(self, asked, network=None, at=None):
+        """The compiled step that a request needs, compiled once; on the device ``at``, for it reads the copy there."""
         network = self.averaged if network is None else network
-        key = (network, None if asked.null is None else asked.combine, asked.threshold)
+        key = (network, None if asked.null is None else asked.combine, asked.threshold, at)
         if key not in self._steps:
             jit = getattr(self, "jit_compile", None) is True
             self._steps[key] = loop.make_step(network, self.prediction, asked.combine, asked.threshold, jit=jit)

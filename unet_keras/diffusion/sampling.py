@@ -49,6 +49,11 @@ class Request:
         images = np.minimum(np.arange(whole), count - 1)
         return [self._part(images[i : i + size]) for i in range(0, whole, size)]
 
+    def shares(self, devices: int) -> list["Request"]:
+        """Divide into as many requests as there are devices, or images."""
+        images = np.arange(len(self.numbers))
+        return [self._part(part) for part in np.array_split(images, devices) if len(part)] if devices > 1 else [self]
+
     def _part(self, part: np.ndarray) -> "Request":
         conditions, null = (
             None if named is None else {name: value[part] for name, value in named.items()}
