@@ -1,5 +1,6 @@
 """What every test starts from: the same seeds, float32, channels last. Warnings are errors: see pyproject.toml."""
 
+import gc
 import os
 
 # JAX optimises each small program that it compiles for longer than these tests run it. Read when JAX is imported.
@@ -39,11 +40,12 @@ def same_start():
 def forgotten():
     """Free what a file's tests compiled: all of it together is six gigabytes a process on JAX."""
     yield
-    keras.utils.clear_session()
     if keras.backend.backend() == "jax":
         import jax
 
         jax.clear_caches()
+    keras.utils.clear_session()
+    gc.collect()  # what clear_session let go of
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_a_module_that_a_file_names_is_not_imported(repacked, preset, evil):
     assert not evil.exists() and "evil_layers" not in sys.modules
 
 
-@pytest.mark.parametrize("where", ["layer", "optimizer"])
+@pytest.mark.parametrize("where", ["layer", "optimizer", "loss"])
 def test_code_that_a_file_holds_is_not_run(repacked, tmp_path, where):
     mark = str(tmp_path / "was_run")
 
@@ -107,11 +107,11 @@ def test_code_that_a_file_holds_is_not_run(repacked, tmp_path, where):
     named = {"module": "keras.layers", "class_name": "Lambda", "registered_name": None}
     layer = {**named, "config": {"name": "evil", "function": function}}
 
-    def into_optimizer(config):
-        config["compile_config"] = {"optimizer": function}
+    def into_compiled(config):
+        config["compile_config"] = {"optimizer": "sgd"} | {where: function}
 
     with pytest.raises(ValueError, match="bad.keras: .*(lambda|Lambda)"):
-        from_preset(repacked(with_layer(layer) if where == "layer" else into_optimizer))
+        from_preset(repacked(with_layer(layer) if where == "layer" else into_compiled))
     assert not (tmp_path / "was_run").exists()
 
 
@@ -142,6 +142,15 @@ def test_an_index_names_files_of_its_own_folder_alone(tmp_path, named):
     (tmp_path / "in/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": named}}))
     with pytest.raises(ValueError, match=r"index.json (names files that are not there|must hold a weight_map)"):
         Tensors(tmp_path / "in")
+
+
+@pytest.mark.parametrize(("listed", "odd"), [("a", "b"), ("abc", "c")])
+def test_an_index_that_its_shards_do_not_bear_out_is_refused(tmp_path, listed, odd):
+    (tmp_path / "one.safetensors").write_bytes(save({"a": np.ones(2), "b": np.ones(2)}))
+    index = {"weight_map": dict.fromkeys(listed, "one.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"the index and its shards disagree on 1 tensors: {odd}"):
+        Tensors(tmp_path)
 
 
 # ---- no size is believed --------------------------------------------------------------------------------------------

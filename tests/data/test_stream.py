@@ -34,6 +34,11 @@ def lengths(dataset):
     return by_label(dataset) | {"lengths": np.array(named)}
 
 
+def numbers(dataset):
+    """A condition that tells every image from the others."""
+    return {"number": np.arange(len(dataset.names))}
+
+
 def assert_same(batch, other):
     keras.tree.map_structure(np.testing.assert_array_equal, batch, other)
 
@@ -56,6 +61,14 @@ def test_a_batch_does_not_depend_on_what_was_asked_before(eleven):
     inorder = [stream[k] for k in range(7)]
     for k in (5, 0, 6, 6, 2):
         assert_same(stream[k], inorder[k])
+
+
+def test_each_image_is_decoded_once_an_epoch(eleven, monkeypatch):
+    stream, asked = image_stream(eleven, 8, batch_size=4, workers=1), []
+    monkeypatch.setattr(stream, "_submit", lambda index, submit=stream._submit: asked.append(index) or submit(index))
+    for k in range(3):
+        stream[k]
+    assert sorted(asked[:11]) == list(range(11)) and len(asked) == 22  # and the three batches that lie ahead
 
 
 @pytest.mark.parametrize("done", range(7))
@@ -126,14 +139,15 @@ def png(width, height, data):
 )
 def test_the_next_image_takes_the_place_of_a_broken_one_and_it_is_named_once(eleven, content, reason):
     (eleven / "dog/05.png").write_bytes(content)
-    stream = image_stream(eleven, 8, batch_size=11, workers=2, shuffle=False, flip=False, conditions=lengths)
+    options = {"shuffle": False, "flip": False, "conditions": numbers}
+    stream = image_stream(eleven, 8, batch_size=11, workers=2, **options)
     broken = stream.names.index("dog/05.png")
     with pytest.warns(UserWarning, match=rf"the next image in the place of dog/05.png: {reason}") as caught:
         images, named = stream[0]
         stream[1]
     assert len(caught) == 1
     np.testing.assert_array_equal(images[broken], images[broken + 1])
-    np.testing.assert_array_equal(named["lengths"][broken], named["lengths"][broken + 1])
+    assert named["number"][broken] == named["number"][broken + 1] == broken + 1
 
 
 def test_a_folder_of_broken_images_is_no_endless_search(tmp_path):
