@@ -124,7 +124,7 @@ def test_imports_point_one_way(path):
         ("diffusion/loop.py", "class C:\n    import jax.numpy"),
         ("diffusion/samplers.py", "from keras import ops"),
         ("diffusion/samplers.py", "def f():\n    import keras"),
-        ("text/clip.py", "from unet_keras.nn.layers import Attention"),
+        ("text/clip.py", "from unet_keras.nn.attention import Attention"),
         ("text/clip.py", "import keras_hub"),
         ("text/vocabulary.py", "from tokenizers import Tokenizer"),
         ("data/folder.py", "from unet_keras import plots"),

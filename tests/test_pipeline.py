@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 
 from unet_keras import DiffusionModel, Level, TokenEncoder, attention, build_unet, cross_attention, spatial_transformer
-from unet_keras.nn.layers import Attention
+from unet_keras.nn.attention import Attention
 from unet_keras.nn.taps import attention_taps
 from unet_keras.pipeline import _upsampled
 

@@ -7,9 +7,9 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from helpers import normal, numpy_of, output_of, randomized
 
+from unet_keras.nn.attention import Attention
 from unet_keras.nn.layers import (
     AddPerChannel,
-    Attention,
     CropLike,
     FiLM,
     GroupNorm,
@@ -224,10 +224,11 @@ def test_attention_to_nothing_is_the_bias(policy):
     np.testing.assert_allclose(y[1], attention(layer, x, context)[1], atol=1e-5 if policy == "float32" else 0.05)
 
 
-def test_attention_can_be_trained_past_an_example_without_tokens():
+@pytest.mark.parametrize("policy", ["float32", *MIXED])
+def test_attention_can_be_trained_past_an_example_without_tokens(policy):
     """The gradient of a softmax of nothing is NaN; one such example would spoil every weight."""
     x, context, mask = keras.Input((7, 6)), keras.Input((4, 5)), keras.Input((4,), dtype="bool")
-    model = keras.Model([x, context, mask], built_attention(2, 3)(x, context, context_mask=mask))
+    model = keras.Model([x, context, mask], built_attention(2, 3, dtype=policy)(x, context, context_mask=mask))
     model.compile(keras.optimizers.SGD(0.1), "mse")
     before = model.get_weights()
     model.train_on_batch([normal(2, 7, 6), normal(2, 4, 5), np.array([[False] * 4, [True] * 4])], normal(2, 7, 6))

@@ -13,10 +13,10 @@ from functools import wraps
 import keras
 from keras import layers
 
+from unet_keras.nn.attention import Attention
 from unet_keras.nn.convolution import Conv
 from unet_keras.nn.layers import (
     AddPerChannel,
-    Attention,
     CropLike,
     FiLM,
     GroupNorm,

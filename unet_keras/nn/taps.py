@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from unet_keras.nn.layers import Attention
+from unet_keras.nn.attention import Attention
 
 
 class Tapped(layers.Layer):

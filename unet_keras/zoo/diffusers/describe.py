@@ -5,7 +5,8 @@ import re
 import keras
 
 from unet_keras.nn.abstract import shapes_only
-from unet_keras.nn.layers import Attention, GroupNorm, TimestepEmbedding
+from unet_keras.nn.attention import Attention
+from unet_keras.nn.layers import GroupNorm, TimestepEmbedding
 from unet_keras.zoo.diffusers.config import CONDITIONAL, UNCONDITIONAL, complete
 from unet_keras.zoo.diffusers.network import unet_of
 
