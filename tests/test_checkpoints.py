@@ -271,6 +271,15 @@ def test_an_exploding_loss_stops_training_and_restores_the_last_good_state(train
     assert guard.zero == pytest.approx(1.0, abs=5 * np.sqrt(2 / (8 * data[0][0].size)))
 
 
+def test_a_run_that_was_cut_off_after_its_last_epoch_has_nothing_left_to_do(trained, tmp_path):
+    for _ in range(2):
+        data = photos()
+        checkpoint = Checkpoint(tmp_path, data, every=1e9)
+        callbacks = [LossGuard(data[0], checkpoint), checkpoint]
+        trained.model.fit(data, epochs=1, verbose=0, callbacks=callbacks, **checkpoint.resume(trained.model))
+    assert len(kept(tmp_path)) == 1
+
+
 def test_the_loss_of_zero_is_the_mean_square_of_what_is_predicted():
     model = DiffusionModel(build_unet((8, 8, 3), (4,)), prediction=clean, seed=0)
     model.compile("sgd")

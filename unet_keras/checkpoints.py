@@ -166,7 +166,8 @@ class LossGuard(keras.callbacks.Callback):
         super().__init__()
         self.example, self.checkpoint, self.every, self.limit = example, checkpoint, every, limit
         self.zero, self.first = None, None
-        self._means, self._last, self._left = {}, deque(maxlen=max(patience // 3, 1)), patience
+        self._last, self._left = deque(maxlen=max(patience // 3, 1)), patience
+        self.on_epoch_begin(0)  # of a run that has nothing left to do, no epoch begins
 
     def on_train_begin(self, logs=None):
         if self.zero is None:
