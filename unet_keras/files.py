@@ -24,12 +24,19 @@ PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 
 def download(handle: str, wanted: list[str]) -> Path:
-    """Fetch those files of "hf://owner/name" that match the patterns ``wanted``; give the folder they lie in."""
+    """Fetch those files of "hf://owner/name" that match the patterns ``wanted``; give the folder they lie in.
+
+    Raises ValueError for a name that is none, OSError where it cannot be fetched.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ImportError(f"{handle} needs huggingface-hub: pip install unet-keras[hub].") from error
-    return Path(snapshot_download(handle.removeprefix("hf://"), allow_patterns=wanted))
+    try:
+        return Path(snapshot_download(handle.removeprefix("hf://"), allow_patterns=wanted))
+    except Exception as error:  # the library's own, its HTTP client's and the system's: the name, the address, the disk
+        kind = ValueError if isinstance(error, ValueError) else OSError
+        raise kind(f"{handle} was not fetched from the Hugging Face hub: {' '.join(str(error).split())}") from error
 
 
 def read_json(path: Path) -> dict:

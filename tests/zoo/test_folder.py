@@ -211,6 +211,20 @@ def test_handles_are_fetched_and_read(monkeypatch, written):
     assert from_preset("ddpm-cifar10").prediction == velocity and asked[-1][0] == "google/ddpm-cifar10-32"
 
 
+def test_handles_that_cannot_be_fetched_are_named(monkeypatch):
+    import huggingface_hub
+
+    with pytest.raises(ValueError, match="^hf://a/b/c was not fetched"):
+        from_preset("hf://a/b/c")
+
+    def offline(name, allow_patterns):
+        raise RuntimeError("no\nconnection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(OSError, match="^hf://a/b was not fetched from the Hugging Face hub: no connection$"):
+        from_preset("hf://a/b")
+
+
 # ---- schedulers -----------------------------------------------------------------------------------------------------
 
 
