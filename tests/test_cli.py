@@ -14,6 +14,7 @@ import unet_keras
 from unet_keras import build_unet, cli
 from unet_keras.cli import sample
 from unet_keras.cli import train as train_command
+from unet_keras.cli.material import training_data
 
 
 @pytest.fixture
@@ -202,6 +203,43 @@ def test_bad_input_about_text_is_told_in_one_line(arguments, said, photos, capsy
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert said in error and "\n" not in error
+
+
+def test_a_run_is_trained_further_from_its_averaged_weights(captioned, tmp_path):
+    assert train("--epochs", "1", "--text", "--classes") == 0
+    further = ["train", "--data", "photos", "--size", "8", "--start", "run", "--learning-rate", "1e-9", "--epochs", "1"]
+    assert cli.main([*further, "--text", "--seed", "3", "--remat", "--out", "further"]) == 0
+    first, then = (keras.saving.load_model(tmp_path / name / "model.keras") for name in ("run", "further"))
+    for a, b, c in zip(first.averaged.weights, then.averaged.weights, then.network.weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, err_msg=a.path)
+        np.testing.assert_allclose(a, c, atol=1e-6, err_msg=a.path)
+    assert then.seed == 3 and then.remat and int(then.optimizer.iterations) == 1
+    settings = json.loads((tmp_path / "further" / "settings.json").read_text())
+    batch = training_data(settings, then)["x"][0][1]  # classes were not asked for: all are of any
+    assert set(batch) == {"tokens", "label"} and (np.asarray(batch["label"]) == 2).all()
+    assert cli.main(["train", "--out", "further", "--resume", "--epochs", "2"]) == 0
+    assert cli.main([*further, "--text", "--classes", "--out", "both"]) == 0
+    assert cli.main(["sample", "both", "red cats", "--class", "dogs", "--count", "1", "--steps", "1"]) == 0
+
+
+def test_what_a_model_to_train_further_does_not_take_is_refused(captioned, tmp_path, capsys):
+    train("--epochs", "1")
+    cli.main(["train", "--data", "photos", "--size", "8", "--classes", "--epochs", "1", "--out", "classes"])
+    (tmp_path / "photos" / "cats").rename(tmp_path / "photos" / "hats")
+    (tmp_path / "photos" / "metadata.jsonl").unlink()
+    capsys.readouterr()
+    for start, more, said in (
+        ("run", ["--network", "slides", "--dtype", "float32"], "--network, --dtype"),
+        ("run", ["--text"], "reads no captions"),
+        ("run", ["--classes"], "knows no classes"),
+        ("classes", ["--classes"], "the model knows cats, dogs; the data has ['dogs', 'hats']"),
+        ("nowhere", [], "nowhere"),
+    ):
+        words = ["train", "--data", "photos", "--size", "8", "--epochs", "1", "--start", start, "--out", "new", *more]
+        assert cli.main(words) == 2
+        error = capsys.readouterr().err.strip()
+        assert said in error and "\n" not in error
+        assert not (tmp_path / "new").exists()
 
 
 def test_prompts_for_a_model_that_reads_none_are_refused(photos, capsys):

@@ -62,6 +62,7 @@ def test_a_keras_file_and_a_run_folder_are_read_too(model, tmp_path):
     for path in (tmp_path, tmp_path / "model.keras"):
         np.testing.assert_array_equal(from_preset(path).averaged.get_weights()[0], model.averaged.get_weights()[0])
     assert preset_facts(tmp_path) == {}
+    assert preset_facts("ddpm-cifar10") == preset_facts("hf://google/ddpm-cifar10-32") == {}
 
 
 def rewrite(folder, change):

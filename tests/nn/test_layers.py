@@ -184,10 +184,11 @@ def built_attention(heads, head_dim, width=6, context_width=5, **options):
 
 @pytest.mark.parametrize(("heads", "head_dim"), [(1, 6), (2, 3), (3, 4)])
 @pytest.mark.parametrize("qkv_bias", [True, False])
-def test_attention_to_a_context_is_the_formula(heads, head_dim, qkv_bias):
+@pytest.mark.parametrize("queries", [7, 600])  # so many are taken in pieces where there is no fused kernel
+def test_attention_to_a_context_is_the_formula(heads, head_dim, qkv_bias, queries):
     layer = built_attention(heads, head_dim, qkv_bias=qkv_bias)
     assert len(layer.weights) == (8 if qkv_bias else 5)
-    x, context = normal(2, 7, 6), normal(2, 4, 5, seed=1)
+    x, context = normal(2, queries, 6), normal(2, 4, 5, seed=1)
     np.testing.assert_allclose(output_of(layer, x, context=context), attention(layer, x, context), atol=1e-5)
 
 
@@ -206,9 +207,9 @@ def test_attention_without_a_context_is_that_of_torch_to_itself():
 MASK = np.array([[True, True, False, True], [False, True, False, False]])
 
 
-@pytest.mark.parametrize("dtype", ["bool", "int32", "float32"])
-def test_attention_leaves_masked_tokens_out(dtype):
-    layer, x, context = built_attention(2, 3), normal(2, 7, 6), normal(2, 4, 5, seed=1)
+@pytest.mark.parametrize(("dtype", "queries"), [("bool", 7), ("int32", 7), ("float32", 600)])
+def test_attention_leaves_masked_tokens_out(dtype, queries):
+    layer, x, context = built_attention(2, 3), normal(2, queries, 6), normal(2, 4, 5, seed=1)
     y = output_of(layer, x, context=context, context_mask=MASK.astype(dtype))
     np.testing.assert_allclose(y, attention(layer, x, context, MASK), atol=1e-5)
     changed = np.where(MASK[..., None], context, 100 * normal(2, 4, 5, seed=2))

@@ -6,19 +6,17 @@ import signal
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from unet_keras import plots, runs
 from unet_keras.callbacks import CsvLog, SampleGrid, TensorBoardLog
 from unet_keras.checkpoints import Checkpoint, LossGuard
-from unet_keras.cli.asking import asked
+from unet_keras.cli.asking import asked, opened
+from unet_keras.cli.material import training_data
 from unet_keras.cli.pace import Deadline, LearningRate
-from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder
 from unet_keras.diffusion import predictions, schedules
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.nn.conditions import class_label, timestep
 from unet_keras.nn.unet import build_unet
-from unet_keras.text.tokens import TokenEncoder
 from unet_keras.zoo import ddpm_cifar10, from_preset, patch_unet, small_unet, text_unet
 
 NETWORKS = {
@@ -27,6 +25,7 @@ NETWORKS = {
 READERS = ("text", "slides")  # the networks that take a context
 SCHEDULES = {"linear": schedules.linear, "scaled-linear": schedules.scaled_linear, "cosine": schedules.cosine}
 PREDICTIONS = {"noise": predictions.noise, "velocity": predictions.velocity, "clean": predictions.clean}
+DEFAULTS = {"schedule": "cosine", "prediction": "velocity", "dtype": "float32"}
 ENDLESS = 10**6
 """The epochs of a run that ends by the clock."""
 
@@ -37,6 +36,7 @@ examples:
   unet-keras train --data photos --size 64 --epochs 200 --out runs/photos
   unet-keras train --data photos --classes            a class for each sub-folder of photos
   unet-keras train --text --out runs/words            text to image: the emoji by their captions
+  unet-keras train --start emoji-32 --text --data photos       a preset, trained further on your own captions
   unet-keras train --out runs/emoji --resume --minutes 30      go on with a run, also one that was killed
 
 A twentieth of a folder's images is held out to validate with, where there are 20 or more.
@@ -54,16 +54,17 @@ def add_options(p):
     add("--minutes", type=float, help="stop after so many minutes, the learning rate falling to zero by then")
     add("--epochs", type=int, help="passes over the data in all (default: 100, unless --minutes is given)")
     add("--batch-size", type=int, default=32, help="images a step (default: %(default)s)")
+    add("--start", metavar="MODEL", help="a preset, run folder or .keras file to train further, on other data say")
     add("--network", choices=NETWORKS, help="(default: patch, or text with --text)")
     add("--text", action="store_true", help="condition on the emoji's captions, or on the folder's metadata file")
     add("--classes", action="store_true", help="condition on the emoji's group, or on the folder's sub-folders")
     add("--learning-rate", type=float, help="at its highest, with AdamW (default: 0.0015)")
-    add("--schedule", choices=SCHEDULES, default="cosine", help="(default: %(default)s)")
-    add("--prediction", choices=PREDICTIONS, default="velocity", help="(default: %(default)s)")
+    add("--schedule", choices=SCHEDULES, help="(default: cosine)")
+    add("--prediction", choices=PREDICTIONS, help="(default: velocity)")
     add("--samples-every", type=int, default=5, help="epochs between two grids of samples (default: %(default)s)")
     add("--save-every", type=float, default=300, help="seconds between two checkpoints (default: %(default)s)")
     add("--keep", type=int, default=2, help="how many checkpoints are kept (default: %(default)s)")
-    add("--dtype", default="float32", choices=("float32", "mixed_bfloat16", "mixed_float16"))
+    add("--dtype", choices=("float32", "mixed_bfloat16", "mixed_float16"), help="(default: float32)")
     add("--remat", action="store_true", help="less memory, more time: activations are computed again")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add(
@@ -78,11 +79,14 @@ def train(arguments) -> None:
     """Train, and leave a run folder."""
     folder = arguments.out
     _check_numbers(arguments)
-    settings, model = _found(arguments) if arguments.resume else (_new_settings(arguments), None)
-    data = _data(settings, model and model.encoder)
-    if model is None:
-        model = _new_model(settings, data["class_names"], data["encoder"])
-        settings["class_names"] = data["class_names"]
+    if arguments.resume:
+        settings, model = _found(arguments)
+    else:
+        settings = _new_settings(arguments)
+        model = _further(settings) if settings["start"] else None
+    data = training_data(settings, model)
+    model = model or _new_model(settings, data["class_names"], data["encoder"])
+    settings["class_names"] = data["class_names"]
     folder.mkdir(parents=True, exist_ok=True)
     runs.write_settings(folder, settings)
     settings = _fit(model, data, folder, settings)
@@ -118,8 +122,12 @@ def _new_settings(arguments):
         raise ValueError(f"{arguments.out} holds a run: give --resume to go on with it, or another --out.")
     kept = {k: v for k, v in vars(arguments).items() if k not in ("run", "out", "resume")}
     kept["learning_rate"] = arguments.learning_rate or 1.5e-3
-    kept["network"] = arguments.network or ("text" if arguments.text else "patch")
-    if arguments.text and kept["network"] not in READERS:
+    new = {"network": "text" if arguments.text else "patch", **DEFAULTS}
+    given = [f"--{name}" for name in new if kept[name]]
+    if arguments.start and given:
+        raise ValueError(f"{', '.join(given)} is for a new network: leave it out, as {arguments.start} has its own.")
+    kept |= {} if arguments.start else {name: kept[name] or default for name, default in new.items()}
+    if arguments.text and kept["network"] not in (*READERS, None):
         raise ValueError(f"--network {arguments.network} reads no text: use one of {', '.join(READERS)} with --text.")
     if kept["network"] == "text" and not arguments.text:
         raise ValueError("--network text needs captions: give --text as well.")
@@ -127,63 +135,21 @@ def _new_settings(arguments):
     return {**kept, "epochs": arguments.epochs or epochs, "epochs_done": 0, "losses": {}}
 
 
-def _data(settings, encoder=None):
-    """Read images to train on, images to validate on if there are any, the classes' names, and the text's encoder."""
-    read = _emoji if settings["data"] == "emoji" else _folder
-    data = read(settings, encoder)
-    return data if settings["classes"] else {**data, "class_names": None}
-
-
-def _folder(settings, encoder):
-    options = {"batch_size": settings["batch_size"], "seed": settings["seed"], "flip": not settings["text"]}
-
-    def conditions(folder):
-        nonlocal encoder
-        named = by_label(folder) if settings["classes"] else {}
-        if settings["text"]:
-            if folder.captions is None:
-                raise ValueError(f"--text needs captions: put a metadata.jsonl or .csv into {settings['data']}.")
-            encoder = encoder or TokenEncoder.from_texts(folder.captions)
-            named |= encoder(folder.captions)
-        return named
-
-    asked = conditions if settings["classes"] or settings["text"] else None
-    folder = image_folder(settings["data"], settings["size"], conditions=asked, **options)
-    known, held = folder.split(0.05) if len(folder.images) >= 20 else (folder, None)
-    return {
-        "x": known,
-        "validation": held,
-        "class_names": folder.class_names,
-        "encoder": encoder,
-        "captions": folder.captions,
-    }
-
-
-def _emoji(settings, encoder):
-    if settings["size"] != 32:
-        raise ValueError(f"The built-in images are 32 x 32, got --size {settings['size']}: leave it out.")
-    table = emoji_table()
-    names, labels = np.unique(table.groups, return_inverse=True)
-    train_, held = (np.isin(table.splits, splits) for splits in (["train"], ["val", "compose"]))
-    known, unseen = (type(table)(*(column[chosen] for column in table)) for chosen in (train_, held))
-    if settings["text"]:
-        texts = [*known.captions, *known.tags, "a an the noto flat"]
-        encoder = encoder or TokenEncoder.from_texts(texts, width=192)
-
-    def conditions(chosen, captions):
-        named = {"label": labels[chosen].astype("int32")} if settings["classes"] else {}
-        return named | (encoder(captions) if settings["text"] else {}) or None
-
-    def drawn(rng):
-        return conditions(train_, emoji_captions(known, rng) if settings["text"] else None) or {}
-
-    return {
-        "x": Redrawn(known.images, drawn, batch_size=settings["batch_size"], seed=settings["seed"]),
-        "validation": (unseen.images, conditions(held, unseen.captions)),
-        "class_names": names.tolist(),
-        "encoder": encoder,
-        "captions": unseen.captions,
-    }
+def _further(settings):
+    """Load the model to train further: its averaged weights, and none of what its optimizer has gathered."""
+    start = Path(settings["start"])
+    loaded, names, _ = opened(None, start) if (start / runs.SETTINGS).is_file() else opened(settings["start"], None)
+    if settings["text"] and loaded.encoder is None:
+        raise ValueError(f"--text: {start} reads no captions (train --text).")
+    if settings["classes"] and not names:
+        raise ValueError(f"--classes: {start} knows no classes (train --classes).")
+    settings["class_names"] = names
+    own = {"seed": settings["seed"], "remat": settings["remat"]}
+    model = DiffusionModel.from_config({**loaded.get_config(), **own})
+    for network in filter(None, (model.network, model.ema_network)):
+        network.set_weights(loaded.averaged.get_weights())
+    _compile(model, settings)
+    return model
 
 
 def _new_model(settings, class_names, encoder):
@@ -200,8 +166,12 @@ def _new_model(settings, class_names, encoder):
     schedule, prediction = SCHEDULES[settings["schedule"]](), PREDICTIONS[settings["prediction"]]
     options = {"null": null, "drop": drop, "remat": settings["remat"], "seed": settings["seed"]}
     model = DiffusionModel(network, schedule, prediction, encoder=encoder, **options)
-    model.compile(keras.optimizers.AdamW(settings["learning_rate"], weight_decay=1e-4, global_clipnorm=1.0))
+    _compile(model, settings)
     return model
+
+
+def _compile(model, settings):
+    model.compile(keras.optimizers.AdamW(settings["learning_rate"], weight_decay=1e-4, global_clipnorm=1.0))
 
 
 def _fit(model, data, folder, settings):

@@ -94,10 +94,35 @@ class Attention(layers.Layer):
 def attended(q, k, v, mask=None):
     """softmax(Q K' / sqrt(d)) V of (B, N, heads, d) in the backend's fused kernel.
 
-    On JAX in float16 it takes a product that XLA has on GPUs alone; elsewhere it is computed in float32.
+    TensorFlow has none: on its CPUs some queries' scores are taken at a time, see ``_in_pieces``. On JAX in float16 the
+    kernel takes a product that XLA has on GPUs alone; elsewhere it is computed in float32.
     """
-    half = keras.backend.backend() == "jax" and keras.backend.standardize_dtype(v.dtype) == "float16"
-    if half and not keras.distribution.list_devices()[0].startswith("gpu"):
+    backend = keras.backend.backend()
+    if backend == "torch" or keras.distribution.list_devices()[0].startswith("gpu"):
+        return ops.dot_product_attention(q, k, v, mask=mask)
+    if backend == "tensorflow":
+        return _in_pieces(q, k, v, mask)
+    if keras.backend.standardize_dtype(v.dtype) == "float16":
         q, k, v = (ops.cast(x, "float32") for x in (q, k, v))
         return ops.cast(ops.dot_product_attention(q, k, v, mask=mask), "float16")
     return ops.dot_product_attention(q, k, v, mask=mask)
+
+
+def _in_pieces(q, k, v, mask):
+    """The same by formula, for 256 queries at a time: their scores are read again before they have left the caches."""
+    dtype = keras.backend.standardize_dtype(q.dtype)
+    q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q * (1 / math.sqrt(q.shape[-1])), k, v))
+    k = ops.swapaxes(k, -1, -2)
+
+    def looked(piece):
+        scores = ops.matmul(piece, k)
+        if mask is not None:
+            scores = ops.where(mask, scores, ops.cast(-3e4, dtype))
+        if dtype == "float16":  # in bfloat16 the kernel itself sums in float32
+            return ops.matmul(ops.cast(ops.softmax(ops.cast(scores, "float32")), dtype), v)
+        return ops.matmul(ops.softmax(scores), v)
+
+    count = q.shape[2]
+    size = max(256, math.ceil(count / 32)) if count else None
+    pieces = [looked(q[:, :, i : i + size]) for i in range(0, count, size)] if count else [looked(q)]
+    return ops.transpose(ops.concatenate(pieces, axis=2) if len(pieces) > 1 else pieces[0], (0, 2, 1, 3))

@@ -73,9 +73,12 @@ def from_preset(name: str | os.PathLike, **options):
 
 
 def preset_facts(name: str | os.PathLike) -> dict:
-    """Read what a preset says of itself, e.g. ``class_names``; nothing for a ``.keras`` file."""
+    """Read what a preset says of itself, e.g. ``class_names``; nothing for others' formats and ``.keras`` files."""
+    if str(name).startswith("hf://") or (str(name) in PUBLISHED and not Path(name).exists()):
+        return {}
     path = located(name)
-    return preset_config(path).get("about", {}) if (path / CONFIG).is_file() else {}
+    ours = (path / CONFIG).is_file() and not is_folder(path)
+    return preset_config(path).get("about", {}) if ours else {}
 
 
 def save_preset(model, folder: str | os.PathLike, *, about: dict | None = None, dtype: str = "float16") -> Path:
