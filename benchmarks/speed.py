@@ -70,7 +70,7 @@ def ours(task, name, folder, precision, batch, device, backend):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import keras
 
-    from unet_keras import cost, from_preset
+    from unet_keras import AdamW, cost, from_preset
     from unet_keras.diffusion import loop
 
     dtype = {"float32": "float32", "bfloat16": "mixed_bfloat16" if task == "step" else "bfloat16"}[precision]
@@ -82,7 +82,7 @@ def ours(task, name, folder, precision, batch, device, backend):
     conditions = {} if context is None else {"context": context}
     told = {"forward_flops": cost(model.network, batch, tokens=TOKENS).forward_flops}
     if task == "step":
-        model.compile(keras.optimizers.AdamW(2e-4))
+        model.compile(AdamW(2e-4))
         return lambda: model.train_on_batch(images, conditions or None), told
     if task == "sample":
         options = {"steps": STEPS, "seed": 0, "progress": False, **({"guidance": GUIDANCE} if conditions else {})}

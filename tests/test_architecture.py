@@ -25,6 +25,7 @@ OURS = {
     "pipeline": {"nn", "diffusion", "text"},
     "page": {"diffusion", "pipeline", "plots"},
     "lora": {"nn", "diffusion"},
+    "optimizers": set(),
     "zoo": {"files", "nn", "diffusion", "text", "pipeline", "lora"},
     "runs": {"files"},
     "cli": {
@@ -36,6 +37,7 @@ OURS = {
         "plots",
         "callbacks",
         "checkpoints",
+        "optimizers",
         "page",
         "pipeline",
         "zoo",

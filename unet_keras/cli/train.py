@@ -17,6 +17,7 @@ from unet_keras.diffusion import predictions, schedules
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.nn.conditions import class_label, timestep
 from unet_keras.nn.unet import build_unet
+from unet_keras.optimizers import AdamW
 from unet_keras.zoo import ddpm_cifar10, from_preset, patch_unet, small_unet, text_unet
 
 NETWORKS = {
@@ -171,7 +172,7 @@ def _new_model(settings, class_names, encoder):
 
 
 def _compile(model, settings):
-    model.compile(keras.optimizers.AdamW(settings["learning_rate"], weight_decay=1e-4, global_clipnorm=1.0))
+    model.compile(AdamW(settings["learning_rate"], weight_decay=1e-4, global_clipnorm=1.0))
 
 
 def _fit(model, data, folder, settings):
