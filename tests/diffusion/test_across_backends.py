@@ -26,7 +26,7 @@ def file(request, tmp_path_factory):
     keras.utils.set_random_seed(0)
     net = build_unet((8, 8, 3), (4, 8), conditions=(timestep(), class_label(3)), out_channels=request.param)
     model = DiffusionModel(net, null={"label": 2}, drop=0.2, ema=0.9, seed=1)
-    model.compile(keras.optimizers.SGD(0.05, momentum=0.9))
+    model.compile(keras.optimizers.Adam(0.02))
     model.fit(pixels(8), np.arange(8) % 2, epochs=2, batch_size=4, verbose=0)
     path = tmp_path_factory.mktemp("across") / "model.keras"
     model.save(path)

@@ -19,7 +19,7 @@ from unet_keras.diffusion.losses import as_loss, portable, weighted_mean
 from unet_keras.diffusion.options import check_compiled, check_options
 from unet_keras.diffusion.predictions import Prediction, noise
 from unet_keras.diffusion.remat import rematerialised
-from unet_keras.diffusion.replicas import logged, share_of, together
+from unet_keras.diffusion.replicas import apply_whole, logged, share_of, together
 from unet_keras.diffusion.sampled import SampledModel
 from unet_keras.diffusion.schedules import Schedule, linear, look_up
 from unet_keras.diffusion.seeds import derived
@@ -129,6 +129,7 @@ class DiffusionModel(SampledModel):
         self._train = together(self, self._train)
         self._compiled_with = {"loss": loss, "jit_compile": kwargs.get("jit_compile", "auto")}
         super().compile(optimizer=optimizer, **kwargs)
+        apply_whole(self.optimizer)
         # Here, or TensorFlow would trace the first step twice, to find variables created in it.
         self.optimizer.build(self.trainable_variables)
         self.noise_loss = as_loss(loss)

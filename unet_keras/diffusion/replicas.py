@@ -107,6 +107,30 @@ def together(model, train):
     return partial(DistributedDataParallel(model.network), training=True)
 
 
+def apply_whole(optimizer) -> None:
+    """Make an optimizer take TensorFlow's gradients whole, as those of JAX and torch are.
+
+    Keras clips each replica's part under a strategy, and not their sum; of an embedding's gradient it squares and
+    measures the parts of rows that a batch meets twice one by one.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    inner = getattr(optimizer, "inner_optimizer", optimizer)  # of the one that scales the loss
+    apply, clips = partial(type(inner).apply, inner), inner.clipnorm or inner.global_clipnorm or inner.clipvalue
+
+    def whole(gradients, variables=None):
+        gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+        _, replicas, add, _ = _here()
+        if replicas > 1 and clips:
+            clipped = inner._clip_gradients([None if g is None else add(g) for g in gradients])
+            gradients = [None if g is None else g / replicas for g in clipped]  # to be added up, with nothing to clip
+        apply(gradients, variables)
+
+    inner.apply = whole
+
+
 def logged(logs: dict) -> dict:
     """Give a step's logs the shape in which Keras can average those of TensorFlow's workers: it does so by rows."""
     if keras.backend.backend() != "tensorflow":
