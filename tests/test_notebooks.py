@@ -1,5 +1,7 @@
 """Every notebook runs from a clean kernel, first cell to last."""
 
+import runpy
+import shutil
 from pathlib import Path
 
 import keras
@@ -12,6 +14,25 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 def test_there_are_notebooks():
     assert NOTEBOOKS
+
+
+def test_badges_lead_to_each_notebook_and_change_nothing_else(tmp_path):
+    namespace = runpy.run_path(str(NOTEBOOKS[0].with_name("badges.py")))
+    for path in NOTEBOOKS:
+        shutil.copy(path, tmp_path)
+    for address in ("someone/first", "some-one/second"):
+        namespace["main"](address, tmp_path)
+    for path in NOTEBOOKS:
+        before, after = path.read_text(), (tmp_path / path.name).read_text()
+        link = f"](https://colab.research.google.com/github/some-one/second/blob/main/notebooks/{path.name})"
+        first, *rest = nbformat.reads(after, as_version=4).cells
+        assert first.source.startswith("[![Open in Colab](") and first.source.count(link) == 1
+        assert "first" not in first.source.partition("\n")[0]
+        assert rest == nbformat.reads(before, as_version=4).cells[1:]
+        assert first.source.endswith(nbformat.reads(before, as_version=4).cells[0].source)
+        assert len(set(before.splitlines()) - set(after.splitlines())) == 0
+    with pytest.raises(ValueError, match="OWNER/NAME"):
+        namespace["main"]("nowhere", tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the notebook client itself; the notebook's own go to its kernel
