@@ -120,13 +120,13 @@ def apply_whole(optimizer) -> None:
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # of the one that scales the loss
     apply, clips = partial(type(inner).apply, inner), inner.clipnorm or inner.global_clipnorm or inner.clipvalue
 
-    def whole(gradients, variables=None):
-        gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+    def whole(grads, trainable_variables=None):  # named as Keras calls it
+        grads = [None if g is None else tf.convert_to_tensor(g) for g in grads]
         _, replicas, add, _ = _here()
         if replicas > 1 and clips:
-            clipped = inner._clip_gradients([None if g is None else add(g) for g in gradients])
-            gradients = [None if g is None else g / replicas for g in clipped]  # to be added up, with nothing to clip
-        apply(gradients, variables)
+            clipped = inner._clip_gradients([None if g is None else add(g) for g in grads])
+            grads = [None if g is None else g / replicas for g in clipped]  # to be added up, with nothing to clip
+        apply(grads, trainable_variables)
 
     inner.apply = whole
 
