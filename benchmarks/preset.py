@@ -26,7 +26,7 @@ PROMPTS = (
     "orange square", "black cat", "brown bear", "red car", "sailboat", "a house with garden", "clock face ten",
     "crying face", "flower", "airplane", "musical note", "fish",
 )  # fmt: skip
-SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)
+SCALES = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0)
 
 
 def main():
@@ -73,6 +73,18 @@ def prompts(model, table, options):
     found = attention(model, ["red heart", "blue circle"], guidance=options.guidance, steps=options.steps, seed=1)
     plots.attention(found.images[0], found.words[0], found.maps[0], path=options.out / "attention.png")
     return {"known": sum(prompt in set(table.captions) for prompt in PROMPTS), "of": len(PROMPTS)}
+
+
+def held(model, table, options):
+    """A grid of captions that were never trained on, of words that were: the sample, and the emoji itself beside it."""
+    unseen = np.flatnonzero(table.splits == "val")
+    captions, first = np.unique(table.captions[unseen], return_index=True)
+    chosen = np.linspace(0, len(captions) - 1, 24).round().astype(int)
+    images = drawn(model, list(captions[chosen]), options)
+    pairs = np.stack([images, table.images[unseen[first[chosen]]]], axis=1).reshape(-1, 32, 32, 3)
+    names = [name for caption in captions[chosen] for name in (caption, "")]
+    plots.grid(pairs, captions=names, columns=8, path=options.out / "held.png")
+    return {"of": len(chosen)}
 
 
 def colours(model, table, options):
@@ -186,7 +198,7 @@ def curve(agreement, accuracy, path):
     figure.savefig(path, dpi=120)
 
 
-PARTS = {part.__name__: part for part in (speed, prompts, colours, known, compose, classes)}
+PARTS = {part.__name__: part for part in (speed, prompts, held, colours, known, compose, classes)}
 
 if __name__ == "__main__":
     main()
