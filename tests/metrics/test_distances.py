@@ -126,6 +126,7 @@ def test_clip_score_is_a_hundred_cosines():
         (partial(inception_score, LOGITS, splits=0), "splits"),
         (partial(precision_recall, REAL, FAKE[:3]), "neighbours"),
         (partial(clip_score, REAL, FAKE), "one an image"),
+        (partial(clip_score, REAL, 0 * REAL), "no direction"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, message):

@@ -1,13 +1,15 @@
 """Extractors: the shipped one, the cache, FID's InceptionV3 (also against torch-fidelity's), and CLIP's two halves."""
 
 import pickle
+from functools import partial
 
 import keras
 import numpy as np
 import pytest
 from helpers import randomized
+from PIL import Image
 
-from unet_keras import emoji_table
+from unet_keras import emoji_table, image_folder
 from unet_keras.metrics import (
     Extractor,
     clip_score,
@@ -41,6 +43,13 @@ def test_the_small_one_wants_uint8_of_its_size(images):
         emoji_features()(images)
 
 
+def test_a_folder_is_no_array(tmp_path):
+    Image.fromarray(IMAGES[0]).save(tmp_path / "one.png")
+    for asked in (emoji_features(), partial(features_of, mean_colour)):
+        with pytest.raises(ValueError, match=r"give \.images"):
+            asked(image_folder(tmp_path, 32))
+
+
 def mean_colour(images):
     mean_colour.calls += len(images)
     return images.reshape(len(images), -1, 3).mean(axis=1)
@@ -53,13 +62,23 @@ def test_features_are_kept_under_the_hash_of_what_they_are_of(tmp_path):
     kept = features_of(mean_colour, IMAGES, cache=tmp_path)
     mean_colour.calls = 0
     np.testing.assert_array_equal(features_of(mean_colour, IMAGES, cache=tmp_path), kept)
-    assert mean_colour.calls == 1  # the probe
+    assert mean_colour.calls == 4  # the probe
     other = IMAGES.copy()
     other[-1, -1, -1, -1] ^= 1
     features_of(mean_colour, other, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     features_of(Extractor("mean_colour", lambda x: 2 * mean_colour(x)), IMAGES, cache=tmp_path)  # other weights
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6], ids=["small", "beyond float16"])
+def test_extractors_of_one_name_are_told_apart_by_more_than_the_first_image(tmp_path, scale):
+    images = np.concatenate([np.zeros_like(IMAGES[:1]), IMAGES])
+    first, second = (lambda x, k=k: scale * k * mean_colour(x) for k in (1, 2))
+    kept = [features_of(function, images, cache=tmp_path) for function in (first, second, first)]
+    np.testing.assert_array_equal(kept[1], 2 * kept[0])
+    np.testing.assert_array_equal(kept[2], kept[0])
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -148,6 +167,8 @@ def test_files_of_weights_are_read_and_nothing_in_them_is_run(tmp_path):
     (tmp_path / "w-6726825d.npz").write_bytes((tmp_path / "w.npz").read_bytes())
     with pytest.raises(ValueError, match="SHA-256"):
         inception_features(tmp_path / "w-6726825d.npz")
+    (tmp_path / "w-20251120.npz").write_bytes((tmp_path / "w.npz").read_bytes())
+    assert sorted(inception.read_weights(tmp_path / "w-20251120.npz")) == sorted(arrays)  # a date
 
 
 class Touch:
@@ -199,6 +220,12 @@ def test_both_halves_of_clip_are_those_that_make_its_own_logits(tiny_clip):
     cosine = np.diagonal(logits) / scale
     wanted = 100 * np.maximum(cosine, 0).mean()
     np.testing.assert_allclose(clip_score(clip.images(pictures), clip.texts(prompts)), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [IMAGES / 255.0, IMAGES[0]])
+def test_clip_wants_uint8(tiny_clip, images):
+    with pytest.raises(ValueError, match="images must be uint8"):
+        tiny_clip[2].images(images)
 
 
 def test_clip_sees_the_middle_of_a_picture_resized():

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from unet_keras.metrics.extractors import Extractor
+from unet_keras.metrics.extractors import Extractor, check_pictures
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's training pictures, of values in [0, 1]: section "Preprocessing" of its model card."""
@@ -41,6 +41,8 @@ def of_parts(backbone, tokenizer, *, name: str, length: int = 77) -> Clip:
     read = keras.Model(tokens, backbone.get_text_embeddings(tokens))
 
     def images(given):
+        given = np.asarray(given)
+        check_pictures(given)
         return see.predict(np.stack([_prepared(image, size) for image in given]), batch_size=32, verbose=0)
 
     def texts(prompts):
