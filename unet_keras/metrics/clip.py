@@ -33,9 +33,9 @@ def load_clip(preset: str = "clip_vit_base_patch16") -> Clip:
     return of_parts(backbone, keras_hub.models.CLIPTokenizer.from_preset(preset), name=str(preset))
 
 
-def of_parts(backbone, tokenizer, *, name: str, length: int = 77) -> Clip:
+def of_parts(backbone, tokenizer, *, name: str) -> Clip:
     """Make a Clip of KerasHub's CLIPBackbone and CLIPTokenizer."""
-    size = backbone.vision_encoder.image_shape[:2]
+    size, length = backbone.vision_encoder.image_shape[:2], backbone.text_encoder.max_sequence_length
     pixels, tokens = keras.Input((*size, 3), name="images"), keras.Input((length,), dtype="int32", name="token_ids")
     see = keras.Model(pixels, backbone.get_vision_embeddings(pixels))
     read = keras.Model(tokens, backbone.get_text_embeddings(tokens))
