@@ -16,7 +16,7 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-def test_badges_lead_to_each_notebook_and_change_nothing_else(tmp_path):
+def test_badges_and_addresses_are_written_and_nothing_else_is_changed(tmp_path):
     namespace = runpy.run_path(str(NOTEBOOKS[0].with_name("badges.py")))
     for path in NOTEBOOKS:
         shutil.copy(path, tmp_path)
@@ -25,12 +25,17 @@ def test_badges_lead_to_each_notebook_and_change_nothing_else(tmp_path):
     for path in NOTEBOOKS:
         before, after = path.read_text(), (tmp_path / path.name).read_text()
         link = f"](https://colab.research.google.com/github/some-one/second/blob/main/notebooks/{path.name})"
-        first, *rest = nbformat.reads(after, as_version=4).cells
+        first, install, *rest = nbformat.reads(after, as_version=4).cells
         assert first.source.startswith("[![Open in Colab](") and first.source.count(link) == 1
         assert "first" not in first.source.partition("\n")[0]
-        assert rest == nbformat.reads(before, as_version=4).cells[1:]
-        assert first.source.endswith(nbformat.reads(before, as_version=4).cells[0].source)
-        assert len(set(before.splitlines()) - set(after.splitlines())) == 0
+        title, installed, *cells = nbformat.reads(before, as_version=4).cells
+        assert rest == cells and first.source.endswith(title.source)
+        line = installed.source.splitlines()[-1]
+        assert line.endswith(']"')
+        assert install.source == installed.source.replace(
+            line, f'{line[:-1]} @ git+https://github.com/some-one/second"'
+        )
+        assert len(set(before.splitlines()) - set(after.splitlines())) == 1
     with pytest.raises(ValueError, match="OWNER/NAME"):
         namespace["main"]("nowhere", tmp_path)
 

@@ -1,4 +1,4 @@
-"""Extractors: the shipped one, the cache, FID's InceptionV3 (beside torch-fidelity's figures), and CLIP's two halves."""
+"""Extractors: the shipped one, the cache, FID's InceptionV3 beside torch-fidelity's figures, and CLIP's two halves."""
 
 import pickle
 from functools import partial
