@@ -40,6 +40,21 @@ def test_badges_and_addresses_are_written_and_nothing_else_is_changed(tmp_path):
         namespace["main"]("nowhere", tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:checkpoint has no scheduler_config.json")
+def test_the_checkpoint_may_be_one_of_the_hub(tmp_path, monkeypatch):
+    """The fifth notebook as far as the checkpoint is read; the hub hands out the folder that it wrote before."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **options: tmp_path / "checkpoint")
+    cells = [cell.source for cell in nbformat.read(NOTEBOOKS[4], as_version=4).cells[:8] if cell.cell_type == "code"]
+    imports, writes, reads = cells[1], cells[3], cells[4]
+    names = {}
+    for cell in (imports, writes, writes.replace('"checkpoint"', '"hf://some/one"'), reads):
+        exec(cell, names)
+    assert names["CHECKPOINT"] == "hf://some/one" and names["scheduler"]["prediction_type"] == "epsilon"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "checkpoint"]
+
+
 @pytest.mark.filterwarnings("ignore")  # of the notebook client itself; the notebook's own go to its kernel
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_first_cell_to_last(path, tmp_path):
