@@ -16,6 +16,16 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_shown_is_kept_and_small(path):
+    """Nothing is compared with it; python notebooks/run.py writes it anew."""
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [out for cell in cells for out in cell.get("outputs", [])]
+    assert path.stat().st_size < 400_000
+    assert outputs and "plots." not in path.read_text() or any("image/png" in out.get("data", {}) for out in outputs)
+    assert {out.get("name", "stdout") for out in outputs} == {"stdout"}
+
+
 def test_badges_and_addresses_are_written_and_nothing_else_is_changed(tmp_path):
     namespace = runpy.run_path(str(NOTEBOOKS[0].with_name("badges.py")))
     for path in NOTEBOOKS:
