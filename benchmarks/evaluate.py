@@ -19,13 +19,14 @@ import numpy as np
 from unet_keras import emoji_table, from_preset, metrics
 from unet_keras.diffusion.likelihood import nll_bound, nll_ode
 
+RESULTS = Path("benchmarks/results")
 FUNCTIONS = (metrics.fid, metrics.kid, metrics.precision_recall)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="emoji-32")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/emoji-32-evaluation.json"))
+    parser.add_argument("--json", type=Path, help="default: NAME-evaluation.json in benchmarks/results")
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 3.0])
     parser.add_argument("--steps", type=int, default=25)
@@ -33,6 +34,7 @@ def main():
     parser.add_argument("--ode-images", type=int, default=64)
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     options = parser.parse_args()
+    options.json = options.json or RESULTS / f"{Path(options.preset).name}-evaluation.json"
     model, table = from_preset(options.preset), emoji_table()
     found = json.loads(options.json.read_text()) if options.json.exists() else {}
     found["backend"] = keras.backend.backend()

@@ -1,17 +1,29 @@
 """Our metrics and FID's InceptionV3 against torch-fidelity: the largest relative difference of each.
 
-    pip install torch-fidelity && python benchmarks/fidelity.py
+    pip install --no-deps torch-fidelity==0.4.0 && python benchmarks/fidelity.py
+    python benchmarks/fidelity.py --tests            torch-fidelity's figures that tests/metrics compare with
 
 Features are random; so are the network's weights, unless ``--weights`` names the file of the real ones. torch-fidelity
-needs torchvision.
+imports torchvision, of which nothing here has a use: where it is not installed, an empty module takes its place.
 """
 
 import argparse
+import importlib.util
 import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
 
 import keras
 import numpy as np
 import torch
+
+if importlib.util.find_spec("torchvision") is None:
+    absent = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
+    sys.modules |= {name: MagicMock(__spec__=None) for name in absent}
+
 from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -19,11 +31,19 @@ from unet_keras import metrics
 from unet_keras.metrics import inception
 from unet_keras.metrics.extractors import of_network
 
+TESTS = Path(__file__).parents[1] / "tests"
+STRIDES = {"features": 512, "logits": 252}
+"""One in so many features and logits is kept in the tests."""
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", help="pt_inception-2015-12-05-6726825d.pth")
+    parser.add_argument("--tests", action="store_true", help="print the figures that the tests compare with")
     options = parser.parse_args()
+    if options.tests:
+        print({**tests_distances(), **tests_network()})
+        return
     print(keras.backend.backend(), json.dumps({**distances(), **network(options.weights)}, indent=1))
 
 
@@ -42,6 +62,39 @@ def distances(n=2000, width=256):
         "precision, recall": (metrics.precision_recall(real, fake), {k: prc[k] for k in ("precision", "recall")}),
     }
     return {name: difference(ours, list(theirs.values())) for name, (ours, theirs) in pairs.items()}
+
+
+def tests_distances():
+    """torch-fidelity's figures of the features in tests/metrics/test_distances.py."""
+    named = runpy.run_path(str(TESTS / "metrics" / "test_distances.py"))
+    real, fake, few, logits = (torch.tensor(named[name]) for name in ("REAL", "FAKE", "FEW", "LOGITS"))
+    quiet = {"verbose": False}
+    found = {}
+    for name, features in (("many", fake), ("few", few)):
+        stats = [metric_fid.fid_features_to_statistics(x) for x in (features, real)]
+        found[f"fid {name}"] = list(metric_fid.fid_statistics_to_metric(*stats, **quiet).values())
+    kid = metric_kid.kid_features_to_metric(fake, real, kid_subsets=20, kid_subset_size=100, **quiet)
+    found["kid"] = list(kid.values())
+    found["inception score"] = list(metric_isc.isc_features_to_metric(logits).values())
+    for near in (3, 5):
+        prc = metric_prc.prc_features_to_metric(fake, real, prc_neighborhood=near, save_cpu_ram=False, **quiet)
+        found[f"precision, recall {near}"] = [prc["precision"], prc["recall"]]
+    return found
+
+
+def tests_network():
+    """torch-fidelity's features and logits of the images and weights in tests/metrics/test_extractors.py."""
+    sys.path.insert(0, str(TESTS))
+    named = runpy.run_path(str(TESTS / "metrics" / "test_extractors.py"))
+    arrays = named["torch_arrays"](inception.inception_network())
+    reference = torch_network(None).eval()
+    state = {name: torch.tensor(array) for name, array in arrays.items()}
+    left = torch.nn.Module.load_state_dict(reference, state, strict=False)
+    if left.unexpected_keys or any(not re.fullmatch(inception.UNUSED, name) for name in left.missing_keys):
+        raise ValueError(f"The weights of the tests are not those of torch-fidelity's module: {left}.")
+    with torch.no_grad():
+        found = reference(torch.tensor(named["IMAGES"][:2].transpose(0, 3, 1, 2)))
+    return {name: x[:, :: STRIDES[name]].tolist() for name, x in zip(STRIDES, found, strict=True)}
 
 
 def network(weights):

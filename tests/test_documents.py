@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import shlex
+from itertools import takewhile
 from pathlib import Path
 
 import keras
@@ -10,9 +12,40 @@ import pytest
 from PIL import Image
 
 from unet_keras import DiffusionModel
+from unet_keras.cli import COMMANDS, parser
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+BLOCK = re.compile(r"^```py(?:thon)?\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+UNRUN = {  # blocks that are not run, by the beginning of their first line
+    "keras.distribution.set_distribution(keras.distribution.DataParallel())": "JAX: of all that comes after it",
+    "keras.distribution.initialize()": "several processes, of JAX",
+    "mesh = keras.distribution.DeviceMesh((4, 4)": "sixteen devices",
+    "torch.distributed.init_process_group()": "several processes, of torch",
+    'extractor = metrics.inception_features("pt_inception': "the weights are fetched, 91 MB",
+}
+COMMAND = re.compile(r"`((?:\S*/)?unet-keras [^`]+)`")
+
+
+def blocks(path):
+    """The blocks of code that can be run, and those that cannot."""
+    found = BLOCK.findall(path.read_text())
+    unrun = [block for block in found if block.startswith(tuple(UNRUN))]
+    return [block for block in found if block not in unrun], unrun
+
+
+def commands(path):
+    """The words after unet-keras of each command line, in blocks for the shell and in the text."""
+    text = path.read_text().replace("\\\n", " ")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) for line in block.splitlines()]
+    lines += [" ".join(span.split()) for span in COMMAND.findall(re.sub(r"```.*?```", "", text, flags=re.DOTALL))]
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        for number, word in enumerate(words):
+            if Path(word).name == "unet-keras":
+                yield list(takewhile(lambda word: word not in ("&&", "|", ";"), words[number + 1 :]))
 
 
 @pytest.fixture
@@ -48,10 +81,28 @@ def test_the_code_runs(path, hurried):
     if keras.backend.backend() != ("tensorflow" if path.name == "README.md" else "torch"):
         pytest.skip("each document is run on one backend")
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
+    for block in blocks(path)[0]:
         exec(compile(block, path.name, "exec"), names)
     if path.name == "README.md":
         assert names["pictures"].shape == (4, 64, 64, 3) and names["x"].shape == (2, 64, 64, 3)
+
+
+def test_blocks_that_are_not_run_are_there():
+    unrun = [block for path in DOCUMENTS for block in blocks(path)[1]]
+    assert len(unrun) == len(UNRUN)
+    for block in unrun:
+        compile(block, "block", "exec")
+
+
+def test_command_lines_are_understood(capsys):
+    found = [(path, words) for path in DOCUMENTS for words in commands(path)]
+    assert {words[0] for _, words in found} == set(COMMANDS)
+    for path, words in found:
+        if len(words) > 1:  # and not the name of a command alone
+            try:
+                parser().parse_args(words)
+            except SystemExit:
+                pytest.fail(f"{path.name}: unet-keras {shlex.join(words)}: {capsys.readouterr().err}")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

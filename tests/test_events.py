@@ -33,6 +33,13 @@ def test_scalars_and_images_are_read_back(tmp_path):
     np.testing.assert_array_equal(tf.io.decode_png(image.encoded_image_string).numpy(), pixels)
 
 
+@pytest.mark.parametrize("value", [1e39, np.float64(-1e300), np.inf, np.nan])
+def test_figures_beyond_float32_end_no_training(tmp_path, value):
+    EventFile(tmp_path).scalar("loss", value, 1)
+    with np.errstate(over="ignore"):
+        np.testing.assert_equal(read(tmp_path)[1].summary.value[0].simple_value, float(np.float32(value)))
+
+
 def test_the_checksum_is_that_of_the_standard():
     """RFC 3720, appendix B.4: 32 bytes of zeros, of ones, and counting up, masked as the record format says."""
     from struct import unpack

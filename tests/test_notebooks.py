@@ -16,7 +16,17 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-def test_badges_lead_to_each_notebook_and_change_nothing_else(tmp_path):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_shown_is_kept_and_small(path):
+    """Nothing is compared with it; python notebooks/run.py writes it anew."""
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [out for cell in cells for out in cell.get("outputs", [])]
+    assert path.stat().st_size < 400_000
+    assert outputs and "plots." not in path.read_text() or any("image/png" in out.get("data", {}) for out in outputs)
+    assert {out.get("name", "stdout") for out in outputs} == {"stdout"}
+
+
+def test_badges_and_addresses_are_written_and_nothing_else_is_changed(tmp_path):
     namespace = runpy.run_path(str(NOTEBOOKS[0].with_name("badges.py")))
     for path in NOTEBOOKS:
         shutil.copy(path, tmp_path)
@@ -25,14 +35,34 @@ def test_badges_lead_to_each_notebook_and_change_nothing_else(tmp_path):
     for path in NOTEBOOKS:
         before, after = path.read_text(), (tmp_path / path.name).read_text()
         link = f"](https://colab.research.google.com/github/some-one/second/blob/main/notebooks/{path.name})"
-        first, *rest = nbformat.reads(after, as_version=4).cells
+        first, install, *rest = nbformat.reads(after, as_version=4).cells
         assert first.source.startswith("[![Open in Colab](") and first.source.count(link) == 1
         assert "first" not in first.source.partition("\n")[0]
-        assert rest == nbformat.reads(before, as_version=4).cells[1:]
-        assert first.source.endswith(nbformat.reads(before, as_version=4).cells[0].source)
-        assert len(set(before.splitlines()) - set(after.splitlines())) == 0
+        title, installed, *cells = nbformat.reads(before, as_version=4).cells
+        assert rest == cells and first.source.endswith(title.source)
+        line = installed.source.splitlines()[-1]
+        assert line.endswith(']"')
+        assert install.source == installed.source.replace(
+            line, f'{line[:-1]} @ git+https://github.com/some-one/second"'
+        )
+        assert len(set(before.splitlines()) - set(after.splitlines())) == 1
     with pytest.raises(ValueError, match="OWNER/NAME"):
         namespace["main"]("nowhere", tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint has no scheduler_config.json")
+def test_the_checkpoint_may_be_one_of_the_hub(tmp_path, monkeypatch):
+    """The fifth notebook as far as the checkpoint is read; the hub hands out the folder that it wrote before."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **options: tmp_path / "checkpoint")
+    cells = [cell.source for cell in nbformat.read(NOTEBOOKS[4], as_version=4).cells[:8] if cell.cell_type == "code"]
+    imports, writes, reads = cells[1], cells[3], cells[4]
+    names = {}
+    for cell in (imports, writes, writes.replace('"checkpoint"', '"hf://some/one"'), reads):
+        exec(cell, names)
+    assert names["CHECKPOINT"] == "hf://some/one" and names["scheduler"]["prediction_type"] == "epsilon"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "checkpoint"]
 
 
 @pytest.mark.filterwarnings("ignore")  # of the notebook client itself; the notebook's own go to its kernel

@@ -91,6 +91,12 @@ def test_models_that_the_page_cannot_ask_are_refused():
         explore(DiffusionModel(build_unet((8, 8, 3), (4,)), ema=None), ["cat"])
 
 
+@pytest.mark.parametrize("name", ["steps", "guidance", "seed", "start", "strength", "noise", "sampler", "stepps"])
+def test_options_that_the_page_sets_itself_are_refused_at_once(model, name):
+    with pytest.raises(ValueError, match=f"^options: {name} is asked"):
+        explore(model, **{name: 1})
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -64,9 +64,10 @@ class Evaluate(_Every):
     every         epochs between two evaluations; the first and the last epoch of ``fit`` always get one
     prefix        of the names in the logs
 
-    Callbacks that come after this one see the figures. In epochs without an evaluation the logs repeat the last
-    figures, so that CSVLogger has all columns, ModelCheckpoint saves nothing as no better, and EarlyStopping counts
-    the epoch: give it a ``patience`` of so many times ``every``. ``history`` holds (epoch, report), as measured.
+    Callbacks that come after this one see the figures; one that the logs have already is a ValueError. In epochs
+    without an evaluation the logs repeat the last figures, so that CSVLogger has all columns, ModelCheckpoint saves
+    nothing as no better, and EarlyStopping counts the epoch: give it a ``patience`` of so many times ``every``.
+    ``history`` holds (epoch, report), as measured.
     """
 
     def __init__(self, evaluate: Callable, *, every=1, prefix="val_"):
@@ -80,10 +81,18 @@ class Evaluate(_Every):
         if self.due(epoch) or not self.latest:
             report = self.evaluate(self.model)
             self.history.append((epoch + 1, report))
-            figures = report if isinstance(report, Mapping) else report.values
+            figures = report if isinstance(report, Mapping) else getattr(report, "values", report)
+            if not isinstance(figures, Mapping):
+                raise ValueError(f"evaluate must give a Report or a dictionary of numbers, got {figures!r}.")
             self.latest = {f"{self.prefix}{name}": float(value) for name, value in figures.items()}
         if logs is not None:
+            self._check_names(logs)
             logs.update(self.latest)
+
+    def _check_names(self, logs):
+        taken = sorted(set(logs) & set(self.latest))
+        if taken:
+            raise ValueError(f"evaluate gives {', '.join(taken)}, which the logs have: give it another name or prefix.")
 
 
 class TensorBoardLog(keras.callbacks.Callback):

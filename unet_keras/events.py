@@ -11,6 +11,8 @@ import time
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+
 
 class EventFile:
     """An event file in ``folder``, begun with its first record; every record is on the disk when the call returns."""
@@ -19,8 +21,9 @@ class EventFile:
         self.folder, self._path = Path(folder), None
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        """Add a point to the curve ``tag``."""
-        self._value(tag, step, b"\x15" + struct.pack("<f", value))
+        """Add a point to the curve ``tag``; beyond float32's range it is infinite."""
+        with np.errstate(over="ignore"):
+            self._value(tag, step, b"\x15" + np.array(value, "<f4").tobytes())
 
     def image(self, tag: str, picture, step: int) -> None:
         """Add a PIL image, RGB, to the row of images ``tag``."""

@@ -15,6 +15,8 @@ from unet_keras.diffusion.schedules import trailing
 SAMPLERS = {s.__name__: s for s in (ddim, ddpm, euler, euler_ancestral, dpmpp_2m, unipc)}
 PIXELS = 320
 """How large pictures are shown, at least half of it, in pixels."""
+OPTIONS = {"size", "spacing", "combine", "threshold"}
+"""What of ``generate``'s options the page neither asks for nor does without."""
 SPAN = 3
 """Noise is shown from black, at minus so many standard deviations, to white."""
 
@@ -63,12 +65,12 @@ def explore(model, class_names=None, samplers=SAMPLERS, **options):
 
     class_names   what the classes are called, in the order of their numbers
     samplers      those to choose from: {name: sampler}
-    options       further options of ``generate`` for every image, e.g. ``size=(64, 64)``
+    options       further options of ``generate`` for every image: ``size``, ``spacing``, ``combine``, ``threshold``
 
     ``launch`` binds to this machine alone unless told ``server_name="0.0.0.0"``. Raises ValueError for a model whose
     images are no pictures or that takes further conditions, and ImportError where gradio is not installed.
     """
-    _check(model, class_names)
+    _check(model, class_names, options)
     gradio = _gradio()
     still = {"interactive": False, "format": "png", "buttons": ["download"]}
     with gradio.Blocks(title="unet_keras", analytics_enabled=False) as page:
@@ -127,8 +129,11 @@ def _gradio():
     return gradio
 
 
-def _check(model, class_names):
-    """Raise ValueError for a model that the page has no questions for, or no pictures."""
+def _check(model, class_names, options):
+    """Raise ValueError for a model that the page has no questions for, or no pictures, and for options that it sets."""
+    taken = sorted(set(options) - OPTIONS)
+    if taken:
+        raise ValueError(f"options: {', '.join(taken)} is asked for on the page, or of no use; give {sorted(OPTIONS)}.")
     channels = model.named_inputs.image.shape[-1]
     if not model.values.bounded or channels not in (1, 3):
         raise ValueError(f"model: its images, of {channels} channels, are no pictures to show.")

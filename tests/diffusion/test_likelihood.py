@@ -11,6 +11,7 @@ from scipy import stats
 
 from unet_keras import (
     DiffusionModel,
+    Schedule,
     class_label,
     clean,
     cosine,
@@ -28,6 +29,7 @@ from unet_keras.diffusion.gradients import with_product
 
 MEAN, STD = 0.3, 0.5
 LINEAR, COSINE = linear(), cosine(50)
+EXPLODING = Schedule(np.ones(200), np.geomspace(0.01, 50, 200))  # alpha^2 + sigma^2 is not 1
 
 
 def between(table, timestep):
@@ -75,7 +77,13 @@ def gaussian(mean=MEAN, std=STD, count=32, shape=(16, 16, 1)):
 # ---- the ordinary differential equation -----------------------------------------------------------------------------
 
 
-GAUSSIANS = {"linear": (LINEAR, 0.5), "cosine": (cosine(), 2.0), "flow": (flow(), 0.5), "zero": (to_zero(LINEAR), 2.0)}
+GAUSSIANS = {
+    "linear": (LINEAR, 0.5),
+    "cosine": (cosine(), 2.0),
+    "flow": (flow(), 0.5),
+    "zero": (to_zero(LINEAR), 2.0),
+    "exploding": (EXPLODING, 0.5),
+}
 
 
 @pytest.mark.parametrize("name", GAUSSIANS)
@@ -125,8 +133,8 @@ def bound_by_hand(schedule, variance):
     chosen = np.exp(variance * np.log(beta) + (1 - variance) * np.log(tilde))
     nats = (np.log(chosen[1:] / own[1:]) - 1 + true[1:] / chosen[1:]).sum() / 2
     nats += (np.log(2 * np.pi * chosen[0]) + true[0] / chosen[0]) / 2
-    a, s = schedule.alpha[-1], schedule.sigma[-1]
-    return (nats + (a**2 * (STD**2 + MEAN**2) + s**2 - 1) / 2 - np.log(s)) / np.log(2)
+    a, s, r = schedule.alpha[-1], schedule.sigma[-1], np.hypot(schedule.alpha[-1], schedule.sigma[-1])
+    return (nats + ((a**2 * (STD**2 + MEAN**2) + s**2) / r**2 - 1) / 2 + np.log(r / s)) / np.log(2)
 
 
 def right_share(std):
@@ -137,8 +145,18 @@ def right_share(std):
 
 @pytest.mark.parametrize("variance", [0.0, 0.5, 1.0])
 def test_the_bound_with_a_fixed_variance_equals_its_formula(variance):
-    found = nll_bound(exact(COSINE), gaussian(count=512), variance=variance, batch_size=512).total.mean()
-    wanted = bound_by_hand(COSINE, variance)
+    check_bound(COSINE, variance)
+
+
+def test_the_bound_on_a_schedule_that_explodes_begins_where_generate_does():
+    """At N(0, alpha^2 + sigma^2): 50 times as wide as N(0, I), of which the bound would be 1,800 bits."""
+    check_bound(EXPLODING, 1.0)
+    assert nll_bound(exact(EXPLODING), gaussian(count=4), terms=1).prior.max() < 1e-3
+
+
+def check_bound(schedule, variance):
+    found = nll_bound(exact(schedule), gaussian(count=512), variance=variance, batch_size=512).total.mean()
+    wanted = bound_by_hand(schedule, variance)
     assert wanted > entropy(STD)
     np.testing.assert_allclose(found, wanted, rtol=0.01)
 
@@ -193,9 +211,13 @@ def test_conditions_and_averaged_weights_count():
     [
         (partial(nll_bound, terms=0), "terms"),
         (partial(nll_bound, terms=50), "terms"),
+        (partial(nll_bound, terms=2.5), "terms"),
         (partial(nll_bound, variance=2.0), "variance"),
         (partial(nll_bound, batch_size=0), "batch_size"),
+        (partial(nll_bound, seed=1.5), "seed"),
+        (partial(nll_ode, seed=-1), "seed"),
         (partial(nll_ode, steps=0), "steps"),
+        (partial(nll_ode, steps=2.5), "steps"),
         (partial(nll_ode, probes=0), "probes"),
         (partial(nll_ode, conditions={"label": [0]}), "conditions"),
     ],

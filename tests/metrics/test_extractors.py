@@ -1,13 +1,17 @@
-"""Extractors: the shipped one, the cache, FID's InceptionV3 (also against torch-fidelity's), and CLIP's two halves."""
+"""Extractors: the shipped one, the cache, FID's InceptionV3 beside torch-fidelity's figures, and CLIP's two halves."""
 
 import pickle
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import keras
 import numpy as np
 import pytest
 from helpers import randomized
+from PIL import Image
 
-from unet_keras import emoji_table
+from unet_keras import emoji_table, image_folder
 from unet_keras.metrics import (
     Extractor,
     clip_score,
@@ -18,6 +22,7 @@ from unet_keras.metrics import (
     inception_features,
 )
 from unet_keras.metrics import clip as clips
+from unet_keras.metrics.extractors import of_network
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 10, 3), dtype="uint8")
 
@@ -41,6 +46,13 @@ def test_the_small_one_wants_uint8_of_its_size(images):
         emoji_features()(images)
 
 
+def test_a_folder_is_no_array(tmp_path):
+    Image.fromarray(IMAGES[0]).save(tmp_path / "one.png")
+    for asked in (emoji_features(), partial(features_of, mean_colour)):
+        with pytest.raises(ValueError, match=r"give \.images"):
+            asked(image_folder(tmp_path, 32))
+
+
 def mean_colour(images):
     mean_colour.calls += len(images)
     return images.reshape(len(images), -1, 3).mean(axis=1)
@@ -53,13 +65,23 @@ def test_features_are_kept_under_the_hash_of_what_they_are_of(tmp_path):
     kept = features_of(mean_colour, IMAGES, cache=tmp_path)
     mean_colour.calls = 0
     np.testing.assert_array_equal(features_of(mean_colour, IMAGES, cache=tmp_path), kept)
-    assert mean_colour.calls == 1  # the probe
+    assert mean_colour.calls == 4  # the probe
     other = IMAGES.copy()
     other[-1, -1, -1, -1] ^= 1
     features_of(mean_colour, other, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     features_of(Extractor("mean_colour", lambda x: 2 * mean_colour(x)), IMAGES, cache=tmp_path)  # other weights
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6], ids=["small", "beyond float16"])
+def test_extractors_of_one_name_are_told_apart_by_more_than_the_first_image(tmp_path, scale):
+    images = np.concatenate([np.zeros_like(IMAGES[:1]), IMAGES])
+    first, second = (lambda x, k=k: scale * k * mean_colour(x) for k in (1, 2))
+    kept = [features_of(function, images, cache=tmp_path) for function in (first, second, first)]
+    np.testing.assert_array_equal(kept[1], 2 * kept[0])
+    np.testing.assert_array_equal(kept[2], kept[0])
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -91,6 +113,24 @@ def torch_arrays(network):
             value = start + scale * random.normal(size=turned).clip(-4, 4)
             arrays[f"{layer.name.replace('-', '.')}.{inception.ENDS[v.name]}"] = value.astype("float32")
     return arrays
+
+
+# torch-fidelity 0.4.0 of two images, with the weights of torch_arrays: python benchmarks/fidelity.py --tests
+FEATURES = [  # every 512th
+    [0.4151075482368469, 2.494964361190796, 1.9829425811767578, 0.6812642812728882],
+    [0.4036008417606354, 2.540146827697754, 1.9897418022155762, 0.7333832383155823],
+]
+LOGITS = [  # every 252nd
+    [2.204573631286621, -0.5614141821861267, 0.9699610471725464, -2.240565538406372],
+    [2.227550983428955, -0.5218616724014282, 0.9326035380363464, -2.2087771892547607],
+]
+
+
+def test_features_and_logits_equal_torch_fidelity(network):
+    inception.assign(network, torch_arrays(network))
+    for output, stride, wanted in (("features", 512, FEATURES), ("logits", 252, LOGITS)):
+        found = of_network(output, network, output, inception.resized)(IMAGES[:2])
+        np.testing.assert_allclose(found[:, ::stride], wanted, rtol=1e-4)
 
 
 def test_the_parameters_are_those_of_the_original(network):
@@ -148,6 +188,23 @@ def test_files_of_weights_are_read_and_nothing_in_them_is_run(tmp_path):
     (tmp_path / "w-6726825d.npz").write_bytes((tmp_path / "w.npz").read_bytes())
     with pytest.raises(ValueError, match="SHA-256"):
         inception_features(tmp_path / "w-6726825d.npz")
+    (tmp_path / "w-20251120.npz").write_bytes((tmp_path / "w.npz").read_bytes())
+    assert sorted(inception.read_weights(tmp_path / "w-20251120.npz")) == sorted(arrays)  # a date
+
+
+def test_weights_are_fetched_once_from_a_url(tmp_path, monkeypatch):
+    for name in ("there", "here"):
+        (tmp_path / name).mkdir()
+    np.savez(tmp_path / "there" / "w.npz", a=np.arange(3.0))
+    monkeypatch.setattr(keras.utils, "get_file", partial(keras.utils.get_file, cache_dir=str(tmp_path / "here")))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "there"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/w.npz"
+        np.testing.assert_array_equal(inception.read_weights(url)["a"], np.arange(3.0))
+        server.shutdown()
+    assert [path.name for path in (tmp_path / "here").rglob("*.npz")] == ["w.npz"]
+    np.testing.assert_array_equal(inception.read_weights(url)["a"], np.arange(3.0))  # and nobody serves it
 
 
 class Touch:
@@ -177,7 +234,17 @@ def tiny_clip(tmp_path_factory):
         max_sequence_length=12,
     )  # fmt: skip
     backbone = randomized(models.CLIPBackbone(seeing, reading, 6))
-    return backbone, tokenizer, clips.of_parts(backbone, tokenizer, name="tiny", length=12)
+    return backbone, tokenizer, clips.of_parts(backbone, tokenizer, name="tiny")
+
+
+def test_clip_is_loaded_from_a_folder(tiny_clip, tmp_path):
+    backbone, tokenizer, clip = tiny_clip
+    backbone.save_to_preset(str(tmp_path))
+    tokenizer.save_to_preset(str(tmp_path))
+    loaded = clips.load_clip(str(tmp_path))
+    assert loaded.images.name == str(tmp_path)
+    np.testing.assert_allclose(loaded.images(IMAGES), clip.images(IMAGES), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(loaded.texts(["a cat"]), clip.texts(["a cat"]), rtol=1e-4, atol=1e-5)
 
 
 def test_both_halves_of_clip_are_those_that_make_its_own_logits(tiny_clip):
@@ -199,6 +266,12 @@ def test_both_halves_of_clip_are_those_that_make_its_own_logits(tiny_clip):
     cosine = np.diagonal(logits) / scale
     wanted = 100 * np.maximum(cosine, 0).mean()
     np.testing.assert_allclose(clip_score(clip.images(pictures), clip.texts(prompts)), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [IMAGES / 255.0, IMAGES[0]])
+def test_clip_wants_uint8(tiny_clip, images):
+    with pytest.raises(ValueError, match="images must be uint8"):
+        tiny_clip[2].images(images)
 
 
 def test_clip_sees_the_middle_of_a_picture_resized():

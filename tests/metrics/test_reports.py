@@ -1,13 +1,25 @@
 """From a model to figures that say how they came about, and ``val_fid`` in the logs of a training."""
 
 import csv
+from functools import partial
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
-from unet_keras import CsvLog, DiffusionModel, Evaluate, SampleGrid, TensorBoardLog, build_unet, metrics
+from unet_keras import (
+    CsvLog,
+    DiffusionModel,
+    Evaluate,
+    SampleGrid,
+    TensorBoardLog,
+    build_unet,
+    ddpm,
+    karras,
+    linear,
+    metrics,
+)
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype="uint8")
 
@@ -47,8 +59,22 @@ def test_measures_of_two_extractors_are_told_apart():
         metrics.Report({"b": 2.0}, {"extractor": "y"}),
     )
     assert (first | other).about == {"extractor": "x and y", "n": 1}
-    with pytest.raises(ValueError, match="Two measures give a"):
+    with pytest.raises(ValueError, match="Two functions give a"):
         first | first
+
+
+def test_no_figure_is_lost_to_another_of_its_name():
+    twice = [partial(metrics.kid, subset_size=3), partial(metrics.kid, subset_size=5)]
+    with pytest.raises(ValueError, match="give kid, kid_std"):
+        metrics.compared(IMAGES, colours, twice)(IMAGES)
+
+
+def test_a_report_tells_the_sampler_and_the_spacing():
+    options = {"sampler": partial(ddpm, variance=0.5), "spacing": partial(karras, schedule=linear()), "guidance": 2.0}
+    made = SimpleNamespace(generate=lambda *args, **options: IMAGES)
+    about = metrics.sampled(12, metrics.classified(colours), **options, size=(8, 8))(made).about
+    shown = {"sampler": "ddpm(variance=0.5)", "spacing": "karras", "guidance": 2.0}
+    assert about == {"extractor": "colours", "n": 12, "seed": 0} | shown
 
 
 def test_prompts_and_images_are_aligned():
@@ -99,6 +125,13 @@ def test_val_fid_is_there_for_callbacks_that_come_after(model, tmp_path):
     np.testing.assert_allclose([points["val_fid", i].simple_value for i in (1, 2, 3, 4)], history["val_fid"], rtol=1e-6)
     assert points["samples", 3].HasField("image") and points["samples", 4].HasField("image")
     assert set(points) == {(name, i) for name in history for i in (1, 2, 3, 4)} | {("samples", 3), ("samples", 4)}
+
+
+@pytest.mark.parametrize(("figures", "told"), [(1.5, "got 1.5"), ({"loss": 1.0}, "gives val_loss")])
+def test_figures_have_names_that_are_free(model, figures, told):
+    with pytest.raises(ValueError, match=told):
+        validation = (IMAGES[:2], None)
+        model.fit(IMAGES[:2], verbose=0, validation_data=validation, callbacks=[Evaluate(lambda model: figures)])
 
 
 def test_every_must_be_an_epoch_or_more():

@@ -59,8 +59,8 @@ def nll_bound(
     threshold     what the clean estimate goes through, as in ``generate``; that of the model's values unless given
     """
     total = len(model.schedule)
-    if terms is not None and not 1 <= terms < total:
-        raise ValueError(f"terms must lie in 1 ... {total - 1}, the schedule's inner timesteps, got {terms}.")
+    if terms is not None and not (isinstance(terms, int | np.integer) and 1 <= terms < total):
+        raise ValueError(f"terms must be a whole number in 1 ... {total - 1}, the inner timesteps, got {terms}.")
     if not 0 <= variance <= 1:
         raise ValueError(f"variance must lie between 0 (beta-tilde) and 1 (beta), got {variance}.")
     term, chances = _term(model, variance, threshold or model.values.threshold), _chances(model.schedule)
@@ -113,9 +113,10 @@ def _term(model, variance, threshold):
 
 
 def _prior(schedule, clean):
-    """KL(q(x_T | x_0), N(0, I)), (N,) in bits a number."""
+    """KL(q(x_T | x_0), N(0, alpha^2 + sigma^2)), (N,) in bits a number: of what ``generate`` begins with."""
     alpha, sigma = schedule.alpha[-1], schedule.sigma[-1]
-    nats = ((alpha * clean.astype("float64")) ** 2 + sigma**2 - 1.0) / 2.0 - log(sigma)
+    radius = np.hypot(alpha, sigma)
+    nats = ((alpha * clean.astype("float64")) ** 2 + sigma**2) / (2.0 * radius**2) - 0.5 + log(radius / sigma)
     return nats.reshape(len(clean), -1).mean(axis=1) / log(2)
 
 
@@ -140,8 +141,8 @@ def nll_ode(
     steps         of the solver; four network calls each, with their derivative
     probes        how many v to average over
     """
-    if steps < 1 or probes < 1:
-        raise ValueError(f"steps and probes must be 1 or more, got {steps} and {probes}.")
+    if not all(isinstance(n, int | np.integer) and n >= 1 for n in (steps, probes)):
+        raise ValueError(f"steps and probes must be whole numbers, 1 or more, got {steps} and {probes}.")
     schedule = model.schedule
     ratios = schedule.ratio[np.isfinite(schedule.ratio)]
     if len(ratios) < 2:
@@ -220,8 +221,10 @@ def _batches(model, images, conditions, seed, batch_size):
     count, named, _ = named_conditions(model.named_inputs, asked, model.dropping.learned)
     if count != len(images):
         raise ValueError(f"conditions must be one an image, got {count} for {len(images)} images.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number, 1 or more, got {batch_size}.")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {seed}.")
     model.attach()
     for first in range(0, count, batch_size):
         part = slice(first, first + batch_size)

@@ -3,7 +3,7 @@
     from unet_keras import metrics
 
     quality = metrics.sampled(1000, metrics.compared(images, metrics.emoji_features()), seed=0)
-    print(quality(model))           # fid 21.3, kid ... (emoji-features, 1000 samples, 2818 reference images, seed 0)
+    print(quality(model))           # fid 21.3 (extractor emoji-features, n 1000, reference 2818, seed 0)
 
 An extractor is a callable images (N, H, W, C) uint8 -> features (N, D). A measure is a callable images -> Report.
 Knows nothing of networks or noise; how likely images are under a model is in diffusion/likelihood.py.

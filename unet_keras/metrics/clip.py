@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from unet_keras.metrics.extractors import Extractor
+from unet_keras.metrics.extractors import Extractor, check_pictures
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's training pictures, of values in [0, 1]: section "Preprocessing" of its model card."""
@@ -33,14 +33,16 @@ def load_clip(preset: str = "clip_vit_base_patch16") -> Clip:
     return of_parts(backbone, keras_hub.models.CLIPTokenizer.from_preset(preset), name=str(preset))
 
 
-def of_parts(backbone, tokenizer, *, name: str, length: int = 77) -> Clip:
+def of_parts(backbone, tokenizer, *, name: str) -> Clip:
     """Make a Clip of KerasHub's CLIPBackbone and CLIPTokenizer."""
-    size = backbone.vision_encoder.image_shape[:2]
+    size, length = backbone.vision_encoder.image_shape[:2], backbone.text_encoder.max_sequence_length
     pixels, tokens = keras.Input((*size, 3), name="images"), keras.Input((length,), dtype="int32", name="token_ids")
     see = keras.Model(pixels, backbone.get_vision_embeddings(pixels))
     read = keras.Model(tokens, backbone.get_text_embeddings(tokens))
 
     def images(given):
+        given = np.asarray(given)
+        check_pictures(given)
         return see.predict(np.stack([_prepared(image, size) for image in given]), batch_size=32, verbose=0)
 
     def texts(prompts):

@@ -149,7 +149,12 @@ def clip_score(image_features, text_features) -> float:
     images, texts = _pair(image_features, text_features, ("image_features", "text_features"))
     if len(images) != len(texts):
         raise ValueError(f"text_features must be one an image, got {len(texts)} for {len(images)} images.")
-    cosine = (images * texts).sum(1) / (np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1))
+    lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1)
+    if not lengths.all():
+        raise ValueError(
+            f"{int((lengths == 0).sum())} of the features are zero, which has no direction: no embeddings."
+        )
+    cosine = (images * texts).sum(1) / lengths
     return float(100.0 * np.maximum(cosine, 0.0).mean())
 
 

@@ -14,6 +14,8 @@ import keras
 import numpy as np
 
 WEIGHTS = Path(__file__).with_name("emoji_features.npz")
+PROBES = 4
+"""Images, spread over the set, by which features that are kept are told from those of an extractor of the same name."""
 GROUPS = 9
 """The kinds of the built-in emoji, which the small extractor tells apart."""
 
@@ -38,10 +40,10 @@ def features_of(extractor, images, *, batch_size: int = 256, cache: str | os.Pat
     """Take the features (N, D) float32 of images, ``batch_size`` at a time.
 
     ``cache``: a folder that keeps them, under a hash of the images' bytes, of the extractor's name and of what it makes
-    of the first image: other images or other weights are another file. Raises ValueError for features that are not
+    of a few of the images: other images or other weights are another file. Raises ValueError for features that are not
     (N, D), or hold NaN.
     """
-    images = np.asarray(images)
+    images = _array(images)
     if not len(images):
         raise ValueError("images must be one or more, got none.")
     if cache is None:
@@ -58,6 +60,14 @@ def features_of(extractor, images, *, batch_size: int = 256, cache: str | os.Pat
     return features
 
 
+def _array(images):
+    if not hasattr(images, "__array__") and not isinstance(images, list | tuple):
+        raise ValueError(
+            f"images must be an array (N, H, W, C), got a {type(images).__name__}: of an image_folder give .images."
+        )
+    return np.asarray(images)
+
+
 def _extracted(extractor, images, batch_size):
     parts = [np.asarray(extractor(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
     if any(part.ndim != 2 for part in parts) or sum(map(len, parts)) != len(images):
@@ -71,12 +81,24 @@ def _extracted(extractor, images, batch_size):
 
 
 def _content_hash(extractor, images):
-    # Half precision, so that rounding, which differs between machines, seldom makes another file.
-    probe = np.asarray(extractor(images[:1])).astype("float16")
-    found = hashlib.sha256(f"{name_of(extractor)} {images.shape} {images.dtype}".encode())
-    for part in (probe, images):
-        found.update(np.ascontiguousarray(part))
+    """The name of a set's file; several images are probed, as one, a black one say, may tell no extractor from another.
+
+    Three digits, so that rounding, which differs between machines, seldom makes another file.
+    """
+    chosen = np.unique(np.linspace(0, len(images) - 1, PROBES).astype(int))
+    probe = np.asarray(extractor(images[chosen])).astype("float32")
+    digits = np.char.mod("%.2e", probe + 0.0)  # -0 is 0
+    found = hashlib.sha256(f"{name_of(extractor)} {images.shape} {images.dtype} {digits.tolist()}".encode())
+    found.update(np.ascontiguousarray(images))
     return found.hexdigest()
+
+
+def check_pictures(images, channels: int = 3):
+    """Raise ValueError unless images are uint8 (N, H, W, C) of so many channels, or of one."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, channels):
+        raise ValueError(
+            f"images must be uint8 (N, H, W, {channels}), or of one channel; got {images.dtype} {images.shape}."
+        )
 
 
 def of_network(name: str, network, output: str, prepare: Callable = np.asarray) -> Extractor:
@@ -84,11 +106,8 @@ def of_network(name: str, network, output: str, prepare: Callable = np.asarray) 
     channels = network.input.shape[-1]
 
     def function(images):
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, channels):
-            raise ValueError(
-                f"images must be uint8 (N, H, W, {channels}), or of one channel; got {images.dtype} {images.shape}."
-            )
+        images = _array(images)
+        check_pictures(images, channels)
         images = np.repeat(images, channels, axis=-1) if images.shape[-1] == 1 else images
         prepared = (prepare(images[i : i + 64]) for i in range(0, len(images), 64))
         return np.concatenate([_asked(batch) for batch in prepared])

@@ -215,7 +215,7 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _check_hash(path):
-    told = re.search(r"-([0-9a-f]{8,})$", path.stem)
+    told = re.search(r"-(?=\d*[a-f])([0-9a-f]{8,})$", path.stem)  # with a letter: a date is no hash
     with path.open("rb") as stream:
         if told and not (found := hashlib.file_digest(stream, "sha256").hexdigest()).startswith(told[1]):
             raise ValueError(f"{path} has the SHA-256 {found[:8]}..., not that of its name: fetch it again.")

@@ -31,7 +31,7 @@ class Report:
         """Join two; what both tell differently of how they came about is told of both."""
         twice = sorted(set(self.values) & set(other.values))
         if twice:
-            raise ValueError(f"Two measures give {', '.join(twice)}: leave one out, or give its function another name.")
+            raise ValueError(f"Two functions give {', '.join(twice)}: leave one out, or give it another name.")
         about = dict(self.about)
         for name, value in other.about.items():
             before = about.setdefault(name, value)
@@ -50,10 +50,10 @@ def compared(reference, extractor, functions: Sequence[Callable] = (fid,), *, ca
 
     def measure(images):
         fake = features_of(extractor, images)
-        values = {}
+        report = Report({}, {"extractor": name_of(extractor), "n": len(images), "reference": len(real)})
         for function in functions:
-            values |= _named(function, function(real, fake))
-        return Report(values, {"extractor": name_of(extractor), "n": len(images), "reference": len(real)})
+            report |= Report(_named(function, function(real, fake)), {})
+        return report
 
     return measure
 
@@ -93,9 +93,19 @@ def sampled(conditions, *measures: Measure, seed: int = 0, **options) -> Callabl
         report = measures[0](images)
         for measure in measures[1:]:
             report |= measure(images)
-        return report | Report({}, {"seed": seed, **{k: v for k, v in options.items() if isinstance(v, int | float)}})
+        return report | Report({}, {"seed": seed, **_shown(options)})
 
     return evaluate
+
+
+def _shown(options):
+    """Give the options that a report shows: numbers, and functions by their names, with the numbers they were given."""
+    shown = {name: value for name, value in options.items() if isinstance(value, int | float)}
+    for name in (name for name, value in options.items() if callable(value)):
+        function, given = getattr(options[name], "func", options[name]), getattr(options[name], "keywords", {})
+        numbers = ", ".join(f"{key}={value}" for key, value in _shown(given).items())
+        shown[name] = f"{name_of(function)}({numbers})" if numbers else name_of(function)
+    return shown
 
 
 def _named(function, found):
