@@ -107,11 +107,11 @@ def test_data_that_changed_go_on_with_the_next_epoch(tmp_path):
             super().__init__(tmp_path / "none", data)
             self.position = {"epoch": 5, "batch": 2, "step": 17, "batches": 3}
 
-    few = Redrawn(IMAGES[:4], lambda rng: {}, batch_size=4)
-    assert Kept(photos()).resume(None) == {"initial_epoch": 5, "initial_batch": 2, "shuffle": False}
-    assert Kept().resume(None) == {"initial_epoch": 5}
+    few, model = Redrawn(IMAGES[:4], lambda rng: {}, batch_size=4), SimpleNamespace(process=(0, 1), meet=lambda: None)
+    assert Kept(photos()).resume(model) == {"initial_epoch": 5, "initial_batch": 2, "shuffle": False}
+    assert Kept().resume(model) == {"initial_epoch": 5}
     with pytest.warns(UserWarning, match="1 batches an epoch now and had 3"):
-        assert Kept(few).resume(None)["initial_epoch"] == 6
+        assert Kept(few).resume(model)["initial_epoch"] == 6
 
 
 # ---- files: what is kept does not depend on the model, so one that is quick to save stands for it -------------------
@@ -310,8 +310,9 @@ def test_the_batch_whose_loss_is_bad_is_named(bad, batch):
 
 def test_a_network_may_begin_far_off():
     watch([101.0, 99.0, 101.0], every=1)
-    with pytest.raises(FloatingPointError, match="batch 1;"):
-        watch([np.nan], every=4)
+    for bad in (np.nan, np.inf, 1e6):  # far, but not as far as this
+        with pytest.raises(FloatingPointError, match="batch 1;"):
+            watch([bad], every=4)
 
 
 def test_a_loss_that_stays_at_that_of_zero_is_warned_of_once():

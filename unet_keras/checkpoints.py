@@ -29,6 +29,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     ``settings``, a dictionary of what JSON can hold, is kept along; in it are the ``losses`` of each epoch.
 
+    Of several processes that train together, each has one; the first writes, and all read, so that the folder must be
+    one for all of them. Weights that are divided among processes cannot be written so: see docs/training.md.
+
     Raises FloatingPointError in place of saving weights that are NaN or infinite, OSError where nothing can be written,
     both with what can be gone on from, and ValueError where there are checkpoints and `resume` was not called.
     """
@@ -51,13 +54,17 @@ class Checkpoint(keras.callbacks.Callback):
 
         Raises ValueError for a checkpoint of another model.
         """
-        runs.tidy(self.folder)
+        if first := model.process[0] == 0:
+            runs.tidy(self.folder)
+        model.meet()
         found, self._resumed = runs.newest(self.folder), True
         if found is not None:
             runs.restore(found, model)
             self.settings |= runs.read_settings(found)
             self.position = self.settings["position"]
-            runs.publish(self.folder, found, best=self.settings.get("best", {}).get("step") == self.position["step"])
+            best = self.settings.get("best", {}).get("step") == self.position["step"]
+            if first:
+                runs.publish(self.folder, found, best=best)
         epoch, batch = self.position["epoch"], self.position["batch"]
         if self.data is None:
             return {"initial_epoch": epoch}
@@ -94,8 +101,8 @@ class Checkpoint(keras.callbacks.Callback):
             import torch
 
             # Dropout without a seed draws from torch's own generator, as do torch's loaders, at times of their own.
-            seed = self.settings.setdefault("torch_seed", torch.initial_seed())
-            place = [seed, self.position["epoch"], self.position["batch"]]
+            seed = self.settings.setdefault("torch_seed", self.model.seed)
+            place = [seed, self.position["epoch"], self.position["batch"], self.model.process[0]]
             torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def _reach(self, epoch, batch):
@@ -130,6 +137,9 @@ class Checkpoint(keras.callbacks.Callback):
         self.model.attach()
         if not _finite(self.model):
             self.fail("The weights are NaN or infinite at {epoch} epochs and {batch} batches.".format(**self.position))
+        self._saved = time.monotonic()
+        if self.model.process[0] > 0:
+            return
         self.settings |= {"position": self.position, "epochs_done": self.position["epoch"]}
         name = "{step:09d}-{epoch:05d}".format(**self.position)
         runs.save(self.folder, self.model, self.settings, name=name, keep=self.keep, best=best)
@@ -195,8 +205,8 @@ class LossGuard(keras.callbacks.Callback):
             before, self._count = self._total, self._count + step
             self._total = float(self._means.pop(self._count)) * self._count
             loss = (self._total - before) / step
-            self.first = loss if self.first is None else self.first
-            if not loss <= self.limit * np.nanmax([self.zero, self.first]):
+            self.first = min(loss, self.limit * self.zero) if self.first is None else self.first
+            if not loss <= self.limit * max(self.zero, self.first):
                 self._stop(loss, self.model.first_batch + self._count - step + 1)
             self._last.append(loss)
             self._left -= step
@@ -226,5 +236,6 @@ def loss_of_zero(model, batch, *, draws: int = 8) -> float:
 
 
 def _finite(model):
-    floats = [v for v in model.weights if "float" in keras.backend.standardize_dtype(v.dtype)]
-    return bool(ops.all(ops.stack([ops.all(ops.isfinite(v)) for v in floats])))
+    # In NumPy: of several processes of JAX, none may compute with what all of them hold by itself.
+    floats = (v for v in model.weights if "float" in keras.backend.standardize_dtype(v.dtype))
+    return all(np.isfinite(np.asarray(ops.convert_to_numpy(v), "float32")).all() for v in floats)

@@ -75,6 +75,18 @@ def test_two_processes_compute_what_one_does(results, process):
     check(results[process], results["one"])
 
 
+def check_kept(found):
+    np.testing.assert_array_equal(found["resumed"], found["whole"])
+    assert found["rest"] == 3  # of six batches
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="see below")
+def test_two_processes_go_on_from_one_folder(results):
+    check_kept(results["first"])
+    check_kept(results["second"])
+    np.testing.assert_array_equal(results["first"]["resumed"], results["second"]["resumed"])
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="on torch devices are in processes of their own")
 def test_batches_that_devices_cannot_share_are_refused(results):
     assert "A batch of 6 examples cannot be shared by 4 devices" in str(results["one"]["refused"])
@@ -98,12 +110,19 @@ def test_what_a_strategy_cannot_do_is_refused(results):
     assert "steps_per_execution cannot be used" in str(results["one"]["together"])
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's strategies")
+def test_a_step_that_overflows_on_one_device_is_left_out_on_all(results):
+    np.testing.assert_array_equal(results["one"]["scaled"], [2, 1 / 8, True])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's strategies")
 def test_two_workers_compute_what_one_does(results, tmp_path):
     found = run(tmp_path, two())
     check(found["first"], results["one"])
     check(found["second"], results["one"])
+    check_kept(found["first"])
+    check_kept(found["second"])
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="of torch's processes")

@@ -5,9 +5,13 @@ the model before they ask for the first batch, and attach it again once the epoc
 in between, or the user interrupts, they attach an older state, which the step may have deleted, or none.
 """
 
+from functools import partial
+
 import keras
 import numpy as np
 from keras import ops
+
+from unet_keras.diffusion.replicas import alone, meet, process
 
 
 class AttachedModel(keras.Model):
@@ -43,6 +47,15 @@ class AttachedModel(keras.Model):
         """Give the model's variables their current values, also in the middle of ``fit``."""
         if keras.backend.backend() == "jax":
             self.jax_state_sync()
+
+    @property
+    def process(self):
+        """This process's number, and of how many that train the model together: the first writes the files."""
+        return process(getattr(self, "distribute_strategy", None))
+
+    def meet(self):
+        """Wait until every process that trains the model is here."""
+        meet(getattr(self, "distribute_strategy", None))
 
     def evaluate(self, *args, **kwargs):
         return self._attached(super().evaluate, *args, **kwargs)
@@ -96,6 +109,11 @@ class AttachedModel(keras.Model):
 
     # ---- files ------------------------------------------------------------------------------------------------------
 
+    def save(self, *args, **kwargs):
+        """Save as ``keras.Model.save`` does; of several processes, one may do it alone."""
+        save = partial(super().save, *args, **kwargs)
+        save() if self.process[1] == 1 else alone(save)
+
     def _generators(self):
         """The random generators' states, Dropout's included: Keras's own files leave them out."""
         weights = {id(v) for v in self.weights}
@@ -109,9 +127,11 @@ class AttachedModel(keras.Model):
     def load_own_variables(self, store):
         self.attach()  # or fit would go on from the values before
         store = {key: store[key] for key in store.keys()}
-        states = np.asarray(store.pop("generators"))
+        states = store.pop("generators")
+        if states.shape != (len(own := self._generators()), 2):  # before memory is taken for them
+            raise ValueError(f"The file holds states {states.shape} of random generators; the model has {len(own)}.")
         super().load_own_variables(store)
-        for v, state in zip(self._generators(), states, strict=True):
+        for v, state in zip(own, np.asarray(states), strict=True):
             v.assign(state.astype(keras.backend.standardize_dtype(v.dtype)))
 
 

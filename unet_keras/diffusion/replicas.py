@@ -7,6 +7,7 @@ draw for all, which costs little beside a U-Net. This is the one file that names
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -85,6 +86,47 @@ def _world():
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process(strategy=None) -> tuple[int, int]:
+    """This process's number, and of how many that train a model together, on TensorFlow under a ``strategy``."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    if keras.backend.backend() == "torch":
+        return _here()[:2]
+    import tensorflow as tf
+
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 0, 1
+    cluster = strategy.cluster_resolver
+    return cluster.task_id or 0, max(len(cluster.cluster_spec().as_dict().get("worker", [])), 1)
+
+
+def meet(strategy=None) -> None:
+    """Wait until every process is here."""
+    if process(strategy)[1] == 1:
+        return
+    if keras.backend.backend() == "jax":
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("unet_keras")
+    elif keras.backend.backend() == "torch":
+        import torch.distributed as dist
+
+        dist.barrier()
+    else:
+        strategy.reduce("SUM", strategy.run(lambda: ops.ones(())), axis=None)
+
+
+def alone(function: Callable) -> None:
+    """Call a function in a thread of its own, where no strategy is in force and no distribution.
+
+    One of several processes can so do without the others, with which Keras would share what it makes on the way.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(function).result()
+
+
 # ---- what Keras leaves to do ----------------------------------------------------------------------------------------
 
 
@@ -111,7 +153,8 @@ def apply_whole(optimizer) -> None:
     """Make an optimizer take TensorFlow's gradients whole, as those of JAX and torch are.
 
     Keras clips each replica's part under a strategy, and not their sum; of an embedding's gradient it squares and
-    measures the parts of rows that a batch meets twice one by one.
+    measures the parts of rows that a batch meets twice one by one. Where it scales the loss, it asks the first replica
+    alone whether the gradients are finite.
     """
     if keras.backend.backend() != "tensorflow":
         return
@@ -129,6 +172,14 @@ def apply_whole(optimizer) -> None:
         apply(grads, trainable_variables)
 
     inner.apply = whole
+    if inner is not optimizer:
+        optimizer.check_finite = partial(_finite_everywhere, partial(type(optimizer).check_finite, optimizer))
+
+
+def _finite_everywhere(finite, gradients):
+    """Ask on every replica whether its gradients are finite: all leave a step out, or none does."""
+    here, (_, replicas, add, _) = finite(gradients), _here()
+    return here if replicas == 1 else ops.equal(add(ops.cast(here, "float32")), float(replicas))
 
 
 def logged(logs: dict) -> dict:
@@ -137,9 +188,7 @@ def logged(logs: dict) -> dict:
         return logs
     import tensorflow as tf
 
-    strategy = tf.distribute.get_strategy()
-    workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    several = workers and strategy.extended._in_multi_worker_mode()  # as Keras asks
+    several = process(tf.distribute.get_strategy())[1] > 1
     return {name: value[None] for name, value in logs.items()} if several else logs
 
 
