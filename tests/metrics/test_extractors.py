@@ -193,17 +193,20 @@ def test_files_of_weights_are_read_and_nothing_in_them_is_run(tmp_path):
 
 
 def test_weights_are_fetched_once_from_a_url(tmp_path, monkeypatch):
-    for name in ("there", "here"):
-        (tmp_path / name).mkdir()
+    for name in ("there/other", "here"):
+        (tmp_path / name).mkdir(parents=True)
     np.savez(tmp_path / "there" / "w.npz", a=np.arange(3.0))
+    np.savez(tmp_path / "there" / "other" / "w.npz", a=np.arange(4.0))
     monkeypatch.setattr(keras.utils, "get_file", partial(keras.utils.get_file, cache_dir=str(tmp_path / "here")))
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "there"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/w.npz"
         np.testing.assert_array_equal(inception.read_weights(url)["a"], np.arange(3.0))
+        other = url.replace("w.npz", "other/w.npz")
+        np.testing.assert_array_equal(inception.read_weights(other)["a"], np.arange(4.0))
         server.shutdown()
-    assert [path.name for path in (tmp_path / "here").rglob("*.npz")] == ["w.npz"]
+    assert [path.name for path in (tmp_path / "here").rglob("*.npz")] == ["w.npz", "w.npz"]
     np.testing.assert_array_equal(inception.read_weights(url)["a"], np.arange(3.0))  # and nobody serves it
 
 

@@ -199,7 +199,8 @@ def _turned(array):
 def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read arrays by name from a file or a URL; nothing in it is run. Raises ValueError for a wrong hash or format."""
     if re.match(r"https?://", str(source)):
-        source = keras.utils.get_file(origin=str(source), cache_subdir="unet_keras")
+        own = hashlib.sha256(str(source).encode()).hexdigest()[:16]  # files of one name from two places are two files
+        source = keras.utils.get_file(origin=str(source), cache_subdir=f"unet_keras/{own}")
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"There are no weights at {path}: give a file, or a URL such as {URL}.")
