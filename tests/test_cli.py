@@ -12,9 +12,8 @@ from PIL import Image
 
 import unet_keras
 from unet_keras import build_unet, cli
-from unet_keras.cli import sample
+from unet_keras.cli import material, sample
 from unet_keras.cli import train as train_command
-from unet_keras.cli.material import training_data
 
 
 @pytest.fixture
@@ -137,10 +136,12 @@ def test_a_streamed_run_killed_in_an_epoch_and_resumed_ends_as_one_on_the_folder
     for i in range(4, 20):
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype="uint8")).save(tmp_path / f"photos/cats/{i}.png")
     options = ["--classes", "--epochs", "2", "--save-every", "1e-9"]
-    killed_after(9, *options, "--stream")  # of 2 x 6 batches
-    kept = max((tmp_path / "run" / "checkpoints").iterdir())
-    assert json.loads((kept / "settings.json").read_text())["position"]["batch"] == 2
-    assert cli.main(["train", "--out", "run", "--resume"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(material, "image_folder", None)
+        killed_after(9, *options, "--stream")  # of 2 x 6 batches
+        kept = max((tmp_path / "run" / "checkpoints").iterdir())
+        assert json.loads((kept / "settings.json").read_text())["position"]["batch"] == 2
+        assert cli.main(["train", "--out", "run", "--resume"]) == 0
     assert train(*options, "--out", "whole") == 0
     (ours, told), (theirs, expected) = (
         (keras.saving.load_model(path / "model.keras"), json.loads((path / "settings.json").read_text()))
@@ -246,7 +247,7 @@ def test_a_run_is_trained_further_from_its_averaged_weights(captioned, tmp_path)
         np.testing.assert_allclose(a, c, atol=1e-6, err_msg=a.path)
     assert then.seed == 3 and then.remat and int(then.optimizer.iterations) == 1
     settings = json.loads((tmp_path / "further" / "settings.json").read_text())
-    batch = training_data(settings, then)["x"][0][1]  # classes were not asked for: all are of any
+    batch = material.training_data(settings, then)["x"][0][1]  # classes were not asked for: all are of any
     assert set(batch) == {"tokens", "label"} and (np.asarray(batch["label"]) == 2).all()
     assert cli.main(["train", "--out", "further", "--resume", "--epochs", "2"]) == 0
     assert cli.main([*further, "--text", "--classes", "--out", "both"]) == 0
