@@ -49,7 +49,7 @@ def list_files(folder, count):
 def decode(folder, size, batch_size, batches):
     for workers in (1, 2, 4)[: max(os.cpu_count().bit_length(), 2)]:
         start = time.perf_counter()
-        stream = image_stream(folder, size, batch_size=batch_size, workers=workers)
+        stream = image_stream(folder, size, batch_size=batch_size, workers=workers, steps=batches + 1)
         ready = time.perf_counter()
         stream[0]
         first = time.perf_counter()

@@ -12,9 +12,8 @@ from PIL import Image
 
 import unet_keras
 from unet_keras import build_unet, cli
-from unet_keras.cli import sample
+from unet_keras.cli import material, sample
 from unet_keras.cli import train as train_command
-from unet_keras.cli.material import training_data
 
 
 @pytest.fixture
@@ -32,6 +31,25 @@ def photos(tmp_path, monkeypatch):
 
 def train(*more):
     return cli.main(["train", "--data", "photos", "--size", "8", "--batch-size", "4", "--out", "run", *more])
+
+
+class Killed(BaseException):
+    """What no one catches."""
+
+
+def killed_after(batches, *more):
+    """Train, and end as a killed process does: after so many batches, the last of which is in no checkpoint."""
+    begun, begin = [], train_command.LossGuard.on_train_batch_begin
+
+    def kill(*args, **options):
+        if len(begun) == batches:
+            raise Killed
+        begun.append(begin(*args, **options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_command.LossGuard, "on_train_batch_begin", kill)
+        with pytest.raises(Killed):
+            train(*more)
 
 
 def pixels(path):
@@ -104,16 +122,7 @@ def test_minutes_end_training_and_must_be_given_again(photos, tmp_path, capsys):
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_one_that_explodes_says_so(photos, tmp_path, capsys):
-    class Killed(BaseException):
-        """What no one catches."""
-
-    def kill(*args, **options):
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_command.LossGuard, "on_train_batch_end", kill)
-        with pytest.raises(Killed):
-            train("--epochs", "1")
+    killed_after(0, "--epochs", "1")
     run = tmp_path / "run"
     assert sorted(p.name for p in run.iterdir()) == ["settings.json"]
     assert cli.main(["train", "--out", "run", "--resume", "--learning-rate", "1e36", "--epochs", "9"]) == 2
@@ -122,9 +131,32 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_one_that_explo
     assert json.loads((run / "settings.json").read_text())["learning_rate"] == 1e36
 
 
+def test_a_streamed_run_killed_in_an_epoch_and_resumed_ends_as_one_on_the_folder_in_memory(photos, tmp_path):
+    rng = np.random.default_rng(1)
+    for i in range(4, 20):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype="uint8")).save(tmp_path / f"photos/cats/{i}.png")
+    options = ["--classes", "--epochs", "2", "--save-every", "1e-9"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(material, "image_folder", None)
+        killed_after(9, *options, "--stream")  # of 2 x 6 batches
+        kept = max((tmp_path / "run" / "checkpoints").iterdir())
+        assert json.loads((kept / "settings.json").read_text())["position"]["batch"] == 2
+        assert cli.main(["train", "--out", "run", "--resume"]) == 0
+    assert train(*options, "--out", "whole") == 0
+    (ours, told), (theirs, expected) = (
+        (keras.saving.load_model(path / "model.keras"), json.loads((path / "settings.json").read_text()))
+        for path in (tmp_path / "run", tmp_path / "whole")
+    )
+    assert int(ours.optimizer.iterations) == 12
+    assert told["losses"]["val_loss"] == expected["losses"]["val_loss"] and len(told["losses"]["val_loss"]) == 2
+    for a, b in zip(ours.weights, theirs.weights, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
+        (["train", "--stream", "--out", "run"], "--data"),
         (["train", "--data", "nowhere", "--out", "run"], "nowhere"),
         (["train", "--size", "48", "--out", "run"], "32 x 32"),
         (["train", "--epochs", "0", "--out", "run"], "--epochs"),
@@ -215,7 +247,7 @@ def test_a_run_is_trained_further_from_its_averaged_weights(captioned, tmp_path)
         np.testing.assert_allclose(a, c, atol=1e-6, err_msg=a.path)
     assert then.seed == 3 and then.remat and int(then.optimizer.iterations) == 1
     settings = json.loads((tmp_path / "further" / "settings.json").read_text())
-    batch = training_data(settings, then)["x"][0][1]  # classes were not asked for: all are of any
+    batch = material.training_data(settings, then)["x"][0][1]  # classes were not asked for: all are of any
     assert set(batch) == {"tokens", "label"} and (np.asarray(batch["label"]) == 2).all()
     assert cli.main(["train", "--out", "further", "--resume", "--epochs", "2"]) == 0
     assert cli.main([*further, "--text", "--classes", "--out", "both"]) == 0

@@ -21,8 +21,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     folder    a run folder, see runs.py: ``from_preset`` and ``unet-keras sample`` read it
     data      the PyDataset that ``fit`` trains on, whose batches depend on epoch and index alone: it is told each epoch
-              by ``set_epoch(epoch)``, as `image_folder`'s and `Redrawn` can be. Left out, an epoch that was cut off is
-              begun again
+              by ``set_epoch(epoch)``, as `image_folder`'s, `image_stream`'s and `Redrawn` can be. Left out, an epoch
+              that was cut off is begun again
     every     seconds between two checkpoints. There is one as well when training ends, and after an epoch of the lowest
               ``val_loss`` so far, which ``best.keras`` is then
     keep      how many checkpoints to keep

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 import pytest
 
-from unet_keras import DiffusionModel, build_unet, by_label, image_folder, image_stream
+from unet_keras import Checkpoint, DiffusionModel, build_unet, by_label, image_folder, image_stream
 from unet_keras.data import decoders
+from unet_keras.data import stream as stream_module
 from unet_keras.data.listing import Names
 
 
@@ -49,34 +50,142 @@ def test_the_batches_are_those_of_image_folder(eleven, options, workers):
     folder = image_folder(eleven, 8, batch_size=4, **options)
     stream = image_stream(eleven, 8, batch_size=4, workers=workers, **options)
     assert (stream.class_names, stream.captions, stream.paths) == (folder.class_names, folder.captions, folder.paths)
-    assert stream.steps == len(folder) == 3
-    for epoch in range(3):
+    assert stream.num_batches == len(folder) == 3 and stream.count == folder.count == 11
+    for _ in range(3):
         for i in range(3):
-            assert_same(stream[3 * epoch + i], folder[i])
+            assert_same(stream[i], folder[i])
         folder.on_epoch_end()
+        stream.on_epoch_end()
+    with pytest.raises(IndexError):
+        stream[3]
+
+
+def epochs(stream, count):
+    """The batches of the first epochs, one after the other."""
+    found = []
+    for epoch in range(count):
+        stream.set_epoch(epoch)
+        found += list(stream)
+    return found
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_an_epoch_may_have_any_number_of_batches(eleven, steps):
+    expected = epochs(image_stream(eleven, 8, batch_size=4, workers=1), 3)
+    stream = image_stream(eleven, 8, batch_size=4, workers=1, steps=steps)
+    assert stream.num_batches == steps
+    for batch, other in zip(epochs(stream, 8 // steps), expected, strict=False):
+        assert_same(batch, other)
 
 
 def test_a_batch_does_not_depend_on_what_was_asked_before(eleven):
     stream = image_stream(eleven, 8, batch_size=4, workers=2)
-    inorder = [stream[k] for k in range(7)]
-    for k in (5, 0, 6, 6, 2):
-        assert_same(stream[k], inorder[k])
+    inorder = epochs(stream, 3)
+    for k in (5, 0, 6, 6, 7, 2):
+        stream.set_epoch(k // 3)
+        assert_same(stream[k % 3], inorder[k])
 
 
-def test_each_image_is_decoded_once_an_epoch(eleven, monkeypatch):
-    stream, asked = image_stream(eleven, 8, batch_size=4, workers=1), []
-    monkeypatch.setattr(stream, "_submit", lambda index, submit=stream._submit: asked.append(index) or submit(index))
-    for k in range(3):
-        stream[k]
-    assert sorted(asked[:11]) == list(range(11)) and len(asked) == 22  # and the three batches that lie ahead
+@pytest.fixture
+def asked(monkeypatch):
+    """The indices of the images that streams have decoded, as they come."""
+    found, submit = [], stream_module.ImageStream._submit
+    monkeypatch.setattr(stream_module.ImageStream, "_submit", lambda self, i: found.append(int(i)) or submit(self, i))
+    return found
 
 
-@pytest.mark.parametrize("done", range(7))
-def test_training_is_taken_up_at_any_batch(eleven, done):
-    whole = image_stream(eleven, 8, batch_size=4, workers=1)
-    rest = image_stream(eleven, 8, batch_size=4, workers=1, start=whole.position(done))
-    assert whole.position(done) == divmod(done, 3) and rest.position(2) == divmod(done + 2, 3)
-    assert_same(rest[0], whole[done])
+def test_each_image_is_decoded_once_an_epoch(eleven, asked):
+    epochs(image_stream(eleven, 8, batch_size=4, workers=1), 2)
+    assert sorted(asked[:11]) == sorted(asked[11:22]) == list(range(11))
+    assert len(asked) == 33  # and the three batches that lie ahead
+
+
+def test_only_what_is_asked_for_in_order_is_read_ahead(eleven, asked):
+    stream = image_stream(eleven, 8, batch_size=2, workers=1)
+    for i in (5, 3, 0, 4):
+        stream[i]
+    assert len(asked) == 7  # the last batch has one image
+    stream[5]
+    assert len(asked) == 7 + 1 + 6
+
+
+def test_the_parts_of_a_stream_are_those_of_the_folder(eleven):
+    options = {"batch_size": 4, "workers": 1, "conditions": lengths, "seed": 3}
+    streams, folders = image_stream(eleven, 8, **options).split(0.3), image_folder(eleven, 8, **options).split(0.3)
+    assert [part.count for part in streams] == [8, 3]
+    for stream, folder in zip(streams, folders, strict=True):
+        assert (stream.paths, stream.captions) == (folder.paths, folder.captions)
+        np.testing.assert_array_equal(stream.labels, folder.labels)
+        for _ in range(2):
+            assert len(stream) == len(folder)
+            for batch, other in zip(stream, folder, strict=True):
+                assert_same(batch, other)
+            stream.on_epoch_end()
+            folder.on_epoch_end()
+    with pytest.raises(ValueError, match="share: 0.01 of 11 images makes 0"):
+        image_stream(eleven, 8).split(0.01)
+
+
+class Cut(keras.callbacks.Callback):
+    """Save after a number of batches, and end training as an interrupt does, a batch later."""
+
+    def __init__(self, after, checkpoint):
+        super().__init__()
+        self.left, self.checkpoint = after, checkpoint
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not self.left:
+            self.checkpoint._save()
+        if self.left == -1:
+            raise KeyboardInterrupt
+        self.left -= 1
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A model, compiled once for all, and the file of what it begins with."""
+    made = DiffusionModel(build_unet((8, 8, 3), (4,)), seed=0)
+    made.compile(keras.optimizers.Adam(1e-2))
+    start = tmp_path_factory.mktemp("start") / "start.keras"
+    made.save(start)
+    return made, start
+
+
+@pytest.fixture
+def trained(begun, eleven, tmp_path):
+    """Train for three epochs in a run folder, cut off after so many batches of each run; returns all variables."""
+    model, start = begun
+
+    def train(name, cuts=(), before=lambda: None, **options):
+        model.load_weights(start)
+        for cut in (*cuts, 10**6):
+            stream = image_stream(eleven, 8, batch_size=2, workers=2, **options)
+            checkpoint = Checkpoint(tmp_path / name, stream, every=1e9)
+            place = checkpoint.resume(model)
+            before()
+            try:
+                model.fit(stream, epochs=3, verbose=0, callbacks=[checkpoint, Cut(cut, checkpoint)], **place)
+            except KeyboardInterrupt:
+                model.network.set_weights([np.zeros(w.shape) for w in model.network.weights])
+        assert int(model.optimizer.iterations) == 3 * len(stream)
+        variables = [*model.weights, *model.optimizer.variables, *model._generators()]
+        return [keras.ops.convert_to_numpy(v) for v in variables]
+
+    return train
+
+
+@pytest.mark.parametrize("steps", [None, 4])
+def test_a_run_cut_off_in_the_middle_of_an_epoch_ends_as_one_that_never_was(trained, steps):
+    whole, cut = trained("whole", steps=steps), trained("cut", cuts=[2, 5], steps=steps)
+    for ours, theirs in zip(cut, whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_batches_before_the_cut_are_not_decoded_again(trained, monkeypatch):
+    numbers, ask = [], stream_module.ImageStream._ask
+    monkeypatch.setattr(stream_module.ImageStream, "_ask", lambda self, k: numbers.append(k) or ask(self, k))
+    trained("run", cuts=[4], before=numbers.clear)
+    assert sorted(set(numbers)) == list(range(4, 3 * 6 + stream_module.AHEAD))
 
 
 def test_a_model_trains_on_it_as_on_the_images_in_that_order(eleven):
@@ -95,7 +204,8 @@ def test_a_model_trains_on_it_as_on_the_images_in_that_order(eleven):
             yield from (folder[i] for i in range(3))
             folder.on_epoch_end()
 
-    streamed, expected = trained(stream, steps_per_epoch=3), trained(by_hand(), steps_per_epoch=3)
+    folder.on_epoch_end()  # as Keras tells the stream, before it begins
+    streamed, expected = trained(stream), trained(by_hand(), steps_per_epoch=3)
     for ours, theirs in zip(streamed, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -105,19 +215,10 @@ def test_validation_sees_every_image_each_time(eleven):
     model.compile("sgd")
     held = image_stream(eleven, 8, batch_size=4, workers=1, shuffle=False, flip=False)
     arrays = image_folder(eleven, 8, batch_size=4).images
-    assert model.evaluate(held, steps=held.steps, verbose=0) == pytest.approx(
-        model.evaluate(arrays, batch_size=4, verbose=0), rel=1e-5
-    )
-
-
-def test_how_long_an_epoch_is_must_be_said(eleven):
-    model = DiffusionModel(build_unet((8, 8, 3), (4,)), seed=0)
-    model.compile("sgd")
-    stream = image_stream(eleven, 8, workers=1)
-    with pytest.raises(ValueError, match="no end: give steps_per_epoch"):
-        model.fit(stream)
-    with pytest.raises(ValueError, match="no end: give validation_steps"):
-        model.fit(np.zeros((4, 8, 8, 3), "uint8"), validation_data=stream)
+    for _ in range(2):
+        assert model.evaluate(held, verbose=0) == pytest.approx(
+            model.evaluate(arrays, batch_size=4, verbose=0), rel=1e-5
+        )
 
 
 # ---- what is broken -------------------------------------------------------------------------------------------------
@@ -144,7 +245,8 @@ def test_the_next_image_takes_the_place_of_a_broken_one_and_it_is_named_once(ele
     broken = stream.names.index("dog/05.png")
     with pytest.warns(UserWarning, match=rf"the next image in the place of dog/05.png: {reason}") as caught:
         images, named = stream[0]
-        stream[1]
+        stream.on_epoch_end()
+        stream[0]
     assert len(caught) == 1
     np.testing.assert_array_equal(images[broken], images[broken + 1])
     assert named["number"][broken] == named["number"][broken + 1] == broken + 1
@@ -201,12 +303,6 @@ def test_the_processes_end_with_the_stream(eleven, processes):
     assert [process.wait(timeout=60) for process in processes] == [0] * len(processes)
 
 
-@pytest.mark.parametrize("start", [(0, 3), (-1, 0), (0, -1), 3, (1,), (0.5, 0), None])
-def test_places_that_are_none(eleven, start):
-    with pytest.raises(ValueError, match=r"start: received .*give \(epoch, batch\), the batch of 0 to 2"):
-        image_stream(eleven, 8, batch_size=4, start=start)
-
-
 @pytest.mark.parametrize("reader", [image_folder, image_stream])
 def test_more_than_there_is_memory_for_is_refused_before_it_is_taken(eleven, reader):
     with pytest.raises(ValueError, match="size: .* of 1000000 x 1000000 take .* GiB, and this machine has"):
@@ -220,6 +316,8 @@ def test_the_folder_itself_is_checked(tmp_path, save):
         image_stream(tmp_path / "gone", 8)
     with pytest.raises(ValueError, match="workers: received 0"):
         image_stream(tmp_path, 8, workers=0)
+    with pytest.raises(ValueError, match="steps: received 0"):
+        image_stream(tmp_path, 8, steps=0)
     save("in/a.png")
     (tmp_path / "in/away.png").symlink_to(save("b.png"))
     with pytest.warns(UserWarning, match=r"image_stream left out 1 .*away.png \(a link that leads out") as caught:

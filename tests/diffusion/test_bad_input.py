@@ -65,6 +65,12 @@ class Batches(keras.utils.PyDataset):
         return tuple(array[2 * index : 2 * index + 2] for array in self.arrays)
 
 
+class Endless(Batches):
+    """Batches of two, again and again."""
+
+    num_batches = None
+
+
 def dataset(*arrays):
     tf = pytest.importorskip("tensorflow")
     return tf.data.Dataset.from_tensor_slices(arrays).batch(2)
@@ -385,6 +391,11 @@ def test_sample_weights_that_do_not_fit(plain, weight):
 
 def test_labels_beside_a_dataset(labelled):
     refused(labelled, "come with a dataset's own batches", Batches(IMAGES, LABELS), LABELS)
+
+
+def test_how_long_an_epoch_of_data_without_end_is_must_be_said(plain):
+    refused(plain, "no end: give steps_per_epoch", Endless(IMAGES))
+    refused(plain, "no end: give validation_steps", IMAGES, validation_data=Endless(IMAGES))
 
 
 def test_images_scaled_from_zero_to_one_warn(plain):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder
+from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder, image_stream
 from unet_keras.text.tokens import TokenEncoder
 
 
@@ -32,7 +32,7 @@ def _folder(settings, encoder, absent):
 
     def conditions(folder):
         nonlocal encoder
-        named = _repeated(absent, len(folder.images)) | (by_label(folder) if settings["classes"] else {})
+        named = _repeated(absent, folder.count) | (by_label(folder) if settings["classes"] else {})
         if settings["text"]:
             if folder.captions is None:
                 raise ValueError(f"--text needs captions: put a metadata.jsonl or .csv into {settings['data']}.")
@@ -41,8 +41,9 @@ def _folder(settings, encoder, absent):
         return named
 
     asked = conditions if settings["classes"] or settings["text"] or absent else None
-    folder = image_folder(settings["data"], settings["size"], conditions=asked, **options)
-    known, held = folder.split(0.05) if len(folder.images) >= 20 else (folder, None)
+    read = image_stream if settings.get("stream") else image_folder  # runs from before there was a choice say nothing
+    folder = read(settings["data"], settings["size"], conditions=asked, **options)
+    known, held = folder.split(0.05) if folder.count >= 20 else (folder, None)
     return {
         "x": known,
         "validation": held,
@@ -53,6 +54,8 @@ def _folder(settings, encoder, absent):
 
 
 def _emoji(settings, encoder, absent):
+    if settings.get("stream"):
+        raise ValueError("--stream is for a folder of images: give --data, or leave it out.")
     if settings["size"] != 32:
         raise ValueError(f"The built-in images are 32 x 32, got --size {settings['size']}: leave it out.")
     table = emoji_table()

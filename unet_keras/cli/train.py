@@ -36,6 +36,7 @@ examples:
   unet-keras train --minutes 8                        the built-in emoji, into runs/emoji
   unet-keras train --data photos --size 64 --epochs 200 --out runs/photos
   unet-keras train --data photos --classes            a class for each sub-folder of photos
+  unet-keras train --data photos --stream             a folder too large for memory
   unet-keras train --text --out runs/words            text to image: the emoji by their captions
   unet-keras train --start emoji-32 --text --data photos       a preset, trained further on your own captions
   unet-keras train --out runs/emoji --resume --minutes 30      go on with a run, also one that was killed
@@ -50,6 +51,7 @@ def add_options(p):
     """Add the command's options to its parser."""
     add = p.add_argument
     add("--data", default="emoji", help="'emoji', the built-in images, or a folder of images (default: %(default)s)")
+    add("--stream", action="store_true", help="read the folder while training, for one too large for memory")
     add("--size", type=int, default=32, help="height and width to train at (default: %(default)s)")
     add("--out", type=Path, default=Path("runs/emoji"), help="the run folder (default: %(default)s)")
     add("--minutes", type=float, help="stop after so many minutes, the learning rate falling to zero by then")

@@ -34,6 +34,11 @@ class ImageFolder(keras.utils.PyDataset):
         self.conditions = None if conditions is None else named_arrays(conditions(self), len(self.images))
         self.set_epoch(0)
 
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.images)
+
     def __len__(self):
         return -(-len(self.images) // self.batch_size)
 
@@ -55,12 +60,8 @@ class ImageFolder(keras.utils.PyDataset):
 
         Which images are held out depends on the seed alone. Raises ValueError unless both get one at least.
         """
-        count = len(self.images)
-        held = round(share * count)
-        if not 0 < held < count:
-            raise ValueError(f"share: {share} of {count} images makes {held}; both parts need one at least.")
-        order = np.random.default_rng([self._seed, count, held]).permutation(count)
-        return self._part(np.sort(order[held:])), self._part(np.sort(order[:held]), shuffle=False, flip=False)
+        known, held = divided(self._seed, self.count, share)
+        return self._part(known), self._part(held, shuffle=False, flip=False)
 
     def _part(self, chosen, shuffle=None, flip=None):
         part = copy.copy(self)
@@ -87,6 +88,15 @@ def order_of(seed: int, epoch: int, count: int, shuffle: bool, flip: bool) -> tu
     return order, rng.random(count) < (0.5 if flip else 0.0)
 
 
+def divided(seed: int, count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw which of `count` images to train on, and the share of them to hold out; each sorted."""
+    held = round(share * count)
+    if not 0 < held < count:
+        raise ValueError(f"share: {share} of {count} images makes {held}; both parts need one at least.")
+    order = np.random.default_rng([seed, count, held]).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
 Conditions = Callable[[ImageFolder], Mapping[str, np.ndarray]]
 
 
@@ -109,8 +119,9 @@ def image_folder(
     and `flip` off. `conditions` is called once, with the dataset, whose `labels`, `class_names` and `captions` it may
     use; it returns a dict of arrays of first axis N, as `by_label` does. `workers` threads decode; None: one a core.
 
-    The same seed gives the same batches in each epoch again. Keras's `fit` asks for them in an order of its own, unless
-    it is told `shuffle=False`; `keras.utils.set_random_seed` makes that order the same again too.
+    The same seed gives the same batches in each epoch again, in the same order. Other models than `DiffusionModel` ask
+    for them in an order of Keras's, unless their `fit` is told `shuffle=False`; `keras.utils.set_random_seed` makes
+    that order the same again too.
 
     Files that cannot be read, links out of the folder and, where there are metadata files, images without a row are
     left out and named in one warning. Arguments and metadata that do not fit, and a folder without images, are a

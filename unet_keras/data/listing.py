@@ -3,6 +3,7 @@
 Knows nothing of pixels, captions or batches.
 """
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -30,6 +31,12 @@ class Names(Sequence):
 
     def __getitem__(self, index):
         return os.fsdecode(self._names[index])
+
+    def taken(self, chosen: np.ndarray) -> "Names":
+        """Those at the given places, which are in order."""
+        part = copy.copy(self)
+        part._names = self._names[chosen]
+        return part
 
     def __contains__(self, name):
         try:

@@ -207,7 +207,7 @@ def check_sample_weight(weight, count):
 def check_end(x, steps, name):
     """Raise ValueError for a PyDataset without end, unless it is said how many of its batches make an epoch."""
     if isinstance(x, keras.utils.PyDataset) and x.num_batches is None and steps is None:
-        raise ValueError(f"The dataset has no end: give {name}, e.g. {name}=stream.steps for an image_stream.")
+        raise ValueError(f"The dataset has no end: give {name}, the batches to take.")
 
 
 # ---- the kinds of data that come in batches ---------------------------------------------------------------------

@@ -249,11 +249,14 @@ class DiffusionModel(SampledModel):
         ``x`` holds images (N, H, W, C), uint8 or floats in [-1, 1], and ``y`` their conditions: {name: array}, the
         array alone where the network has one, or captions for a model with an encoder. Or ``x`` is a tf.data.Dataset,
         PyDataset, torch DataLoader or generator of such batches, their texts encoded: images, (images, conditions) or
-        (images, conditions, weights).
+        (images, conditions, weights). `image_folder`, `image_stream` and `Redrawn` keep to an order of their own, which
+        their seed decides.
 
         Raises ValueError where they do not fit the network, before any training; for a dataset, before the batch at
         fault is trained on.
         """
+        if hasattr(x, "set_epoch"):  # it shuffles itself, and may read ahead what comes next in its own order
+            kwargs.setdefault("shuffle", False)
         x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
         self.named_inputs.check_batches(x, batch_size)
         if validation_data is not None:
