@@ -57,7 +57,7 @@ def pixels(path):
         return np.asarray(picture)
 
 
-def test_train_leaves_a_run_that_can_be_sampled_and_resumed(photos, tmp_path):
+def test_train_leaves_a_run_that_can_be_sampled_and_resumed(photos, tmp_path, capsys):
     run = tmp_path / "run"
     assert train("--epochs", "2", "--classes", "--samples-every", "1") == 0
     made = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "checkpoints" not in p.parts}
@@ -72,7 +72,11 @@ def test_train_leaves_a_run_that_can_be_sampled_and_resumed(photos, tmp_path):
     assert float(before.optimizer.learning_rate) == pytest.approx(1.5e-3 * 0.04 * 0.5 * (1 + np.cos(0.75 * np.pi)))
 
     (run / "model.keras").unlink()
-    assert cli.main(["train", "--out", "run", "--resume", "--epochs", "3"]) == 0
+    go_on = ["train", "--out", "run", "--resume", "--epochs", "3", "--keep", "1", "--classes", "--size", "8"]
+    assert cli.main([*go_on, "--batch-size", "7", "--seed", "1"]) == 2
+    assert "run has --batch-size 4, --seed 0: leave it out" in capsys.readouterr().err
+    assert cli.main(go_on) == 0
+    assert json.loads((run / "settings.json").read_text())["keep"] == 1
     after = keras.saving.load_model(run / "model.keras")
     assert int(before.optimizer.iterations) == 4 and int(after.optimizer.iterations) == 6
     assert len(json.loads((run / "settings.json").read_text())["losses"]["loss"]) == 3

@@ -27,6 +27,11 @@ READERS = ("text", "slides")  # the networks that take a context
 SCHEDULES = {"linear": schedules.linear, "scaled-linear": schedules.scaled_linear, "cosine": schedules.cosine}
 PREDICTIONS = {"noise": predictions.noise, "velocity": predictions.velocity, "clean": predictions.clean}
 DEFAULTS = {"schedule": "cosine", "prediction": "velocity", "dtype": "float32"}
+"""Of a new network."""
+USUAL = {"data": "emoji", "size": 32, "batch_size": 32, "samples_every": 5, "save_every": 300.0, "keep": 2, "seed": 0}
+"""Of a new run."""
+CHANGEABLE = ("epochs", "minutes", "learning_rate", "samples_every", "save_every", "keep")
+"""What a run that is resumed may be given anew."""
 ENDLESS = 10**6
 """The epochs of a run that ends by the clock."""
 
@@ -50,13 +55,13 @@ from its last checkpoint.
 def add_options(p):
     """Add the command's options to its parser."""
     add = p.add_argument
-    add("--data", default="emoji", help="'emoji', the built-in images, or a folder of images (default: %(default)s)")
+    add("--data", help="'emoji', the built-in images, or a folder of images (default: emoji)")
     add("--stream", action="store_true", help="read the folder while training, for one too large for memory")
-    add("--size", type=int, default=32, help="height and width to train at (default: %(default)s)")
+    add("--size", type=int, help="height and width to train at (default: 32)")
     add("--out", type=Path, default=Path("runs/emoji"), help="the run folder (default: %(default)s)")
     add("--minutes", type=float, help="stop after so many minutes, the learning rate falling to zero by then")
     add("--epochs", type=int, help="passes over the data in all (default: 100, unless --minutes is given)")
-    add("--batch-size", type=int, default=32, help="images a step (default: %(default)s)")
+    add("--batch-size", type=int, help="images a step (default: 32)")
     add("--start", metavar="MODEL", help="a preset, run folder or .keras file to train further, on other data say")
     add("--network", choices=NETWORKS, help="(default: patch, or text with --text)")
     add("--text", action="store_true", help="condition on the emoji's captions, or on the folder's metadata file")
@@ -64,16 +69,17 @@ def add_options(p):
     add("--learning-rate", type=float, help="at its highest, with AdamW (default: 0.0015)")
     add("--schedule", choices=SCHEDULES, help="(default: cosine)")
     add("--prediction", choices=PREDICTIONS, help="(default: velocity)")
-    add("--samples-every", type=int, default=5, help="epochs between two grids of samples (default: %(default)s)")
-    add("--save-every", type=float, default=300, help="seconds between two checkpoints (default: %(default)s)")
-    add("--keep", type=int, default=2, help="how many checkpoints are kept (default: %(default)s)")
+    add("--samples-every", type=int, help="epochs between two grids of samples (default: 5)")
+    add("--save-every", type=float, help="seconds between two checkpoints (default: 300)")
+    add("--keep", type=int, help="how many checkpoints are kept (default: 2)")
     add("--dtype", choices=("float32", "mixed_bfloat16", "mixed_float16"), help="(default: float32)")
     add("--remat", action="store_true", help="less memory, more time: activations are computed again")
-    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--seed", type=int, help="(default: 0)")
     add(
         "--resume",
         action="store_true",
-        help="go on with the run in --out, with its own settings, but for --epochs, --minutes and --learning-rate",
+        help="go on with the run in --out, with its own settings; but for --epochs, --minutes, --learning-rate, "
+        "--samples-every, --save-every and --keep",
     )
     p.set_defaults(run=train)
 
@@ -108,22 +114,34 @@ def _found(arguments):
     folder = arguments.out
     checkpoint = runs.newest(folder)
     settings = runs.read_settings(checkpoint or folder)
+    _check_same(arguments, settings)
     if checkpoint is None and (folder / runs.MODEL).exists():
         raise ValueError(f"{folder} holds a model but no whole checkpoint to go on from: give another --out.")
     if settings["minutes"] and not (arguments.minutes or arguments.epochs):
         raise ValueError(
             f"{folder} was trained by the clock: say for how much longer with --minutes, or give --epochs."
         )
-    settings["epochs"] = arguments.epochs or (ENDLESS if arguments.minutes else settings["epochs"])
-    settings["minutes"] = arguments.minutes
-    settings["learning_rate"] = arguments.learning_rate or settings["learning_rate"]
+    asked = {name: getattr(arguments, name) for name in CHANGEABLE}
+    asked["epochs"] = asked["epochs"] or (ENDLESS if arguments.minutes else None)
+    settings |= {name: value for name, value in asked.items() if value is not None} | {"minutes": arguments.minutes}
     return settings, checkpoint and from_preset(checkpoint)
+
+
+def _check_same(arguments, settings):
+    """Raise ValueError where a run that is resumed is given other settings than those that it keeps."""
+    kept = (*CHANGEABLE, "run", "out", "resume")
+    given = {name: value for name, value in vars(arguments).items() if value is not None and value is not False}
+    other = [name for name, value in given.items() if name not in kept and settings.get(name) != value]
+    if other:
+        told = ", ".join(f"--{name.replace('_', '-')} {settings.get(name)}" for name in other)
+        raise ValueError(f"{arguments.out} has {told}: leave it out to go on with the run, or give another --out.")
 
 
 def _new_settings(arguments):
     if (arguments.out / runs.SETTINGS).exists():
         raise ValueError(f"{arguments.out} holds a run: give --resume to go on with it, or another --out.")
     kept = {k: v for k, v in vars(arguments).items() if k not in ("run", "out", "resume")}
+    kept |= {name: value for name, value in USUAL.items() if kept[name] is None}
     kept["learning_rate"] = arguments.learning_rate or 1.5e-3
     new = {"network": "text" if arguments.text else "patch", **DEFAULTS}
     given = [f"--{name}" for name in new if kept[name]]
