@@ -189,12 +189,28 @@ def test_the_page_in_a_browser(browser, address):
         pairs = [(still, shown[0]), (still, shown[1]), (shown[0], shown[1])]
         return all(np.abs(a - b).mean() > 2 for a, b in pairs)
 
+    def put(field, value):
+        """Put a value into a field, as typing does."""
+        told = "arguments[0].dispatchEvent(new Event(arguments[2], {bubbles: true}));"
+        for event in ("input", "change"):
+            script = f"arguments[0].value = arguments[1]; {told}"
+            browser.execute_script(script, find(f"#{field} input")[0], value, event)
+
+    def choose(field, name):
+        """Choose from a list."""
+        find(f"#{field} input")[0].click()
+        wait(lambda: [option.click() or True for option in find("[role=option]") if option.text.split() == [name]])
+
+    def another(field, value, put=put):
+        """Sample with another value of a field, and wait for another image; they are named after what they show."""
+        image = find("#image img")[0].get_attribute("src")
+        put(field, value)
+        find("#sample")[0].click()
+        wait(lambda: find("#image img")[0].get_attribute("src") != image and not find("#strip .generating"))
+
     def moved():
         """Go to the first network call, and tell whether another state is shown than that of the last."""
-        change = "new Event(arguments[1], {bubbles: true})"
-        for event in ("input", "change"):
-            script = f"arguments[0].value = 1; arguments[0].dispatchEvent({change});"
-            browser.execute_script(script, find("#at input[type=number]")[0], event)
+        put("at", 1)
         time.sleep(1)
         return find("#look0 img")[0].get_attribute("src") != before
 
@@ -210,6 +226,10 @@ def test_the_page_in_a_browser(browser, address):
     wait(maps)
     before = find("#look0 img")[0].get_attribute("src")
     wait(moved)
+    for field, value in (("steps", 3), ("guidance", 8), ("seed", 5), ("label", 1)):
+        another(field, value)
+    another("sampler", "ddpm", choose)
+    wait(lambda: find("#at input[type=number]")[0].get_attribute("max") == "3")
 
     find("#prompt textarea, #prompt input")[0].send_keys(" green red blue green")
     wait(lambda: asked("longer than the context's 4 tokens"))
