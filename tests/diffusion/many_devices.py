@@ -70,11 +70,20 @@ def kept(part):
     return {"whole": whole, "resumed": resumed, "rest": rest}
 
 
+def trained_parallel():
+    """Train a network whose weights may be cut up: the losses, and all weights after five steps."""
+    net = randomized(tiny_text_unet(levels=[4]))
+    given = {name: v for name, v in random_inputs(net, 8).items() if name not in ("image", "timestep")}
+    model = trainer(net=net, optimizer=keras.optimizers.SGD(0.1, global_clipnorm=0.1))
+    losses = model.fit(pixels(8), given, batch_size=8, epochs=5, shuffle=False, verbose=0).history["loss"]
+    return np.concatenate([losses, *(w.ravel() for w in model.get_weights())])
+
+
 def four_on_jax():
     before = alone(doings(made()))
     network = tiny_text_unet(levels=[4])
     inputs = random_inputs(network, 2)
-    forward = output_of(randomized(network), inputs)
+    before |= alone({"forward": output_of(randomized(network), inputs), "trained": trained_parallel()})
     keras.distribution.set_distribution(keras.distribution.DataParallel())
     model = made()
     many = doings(model) | {"refused": refused(model.fit, IMAGES[:6], LABELS[:6])}
@@ -84,9 +93,10 @@ def four_on_jax():
     keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=unet_layout(mesh)))
     network = randomized(tiny_text_unet(levels=[4]))
     many["forward"] = output_of(network, inputs)
+    many["trained"] = trained_parallel()
     cut = [v for v in network.weights if v.value.addressable_shards[0].data.size < v.value.size]
     many["cut"] = sum(v.value.size for v in cut) / network.count_params()
-    return before | alone({"forward": forward}) | many
+    return before | many
 
 
 def four_on_tensorflow():

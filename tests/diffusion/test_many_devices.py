@@ -97,6 +97,7 @@ def test_samples_and_weights_are_spread_over_the_devices(results):
     found = results["one"]
     assert found["shards"] == 4 and found["cut"] > 0.7
     np.testing.assert_allclose(found["forward"], found["alone_forward"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["trained"], found["alone_trained"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's strategies")
