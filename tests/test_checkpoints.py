@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from helpers import Cut
 
 from unet_keras import (
     Checkpoint,
@@ -46,21 +47,6 @@ def trained(tmp_path_factory):
     start = tmp_path_factory.mktemp("start") / "start.keras"
     made.save(start)
     return SimpleNamespace(model=made, renew=lambda: made.load_weights(start))
-
-
-class Cut(keras.callbacks.Callback):
-    """Save after a number of batches, and end the process's training as an interrupt does."""
-
-    def __init__(self, after, checkpoint):
-        super().__init__()
-        self.left, self.checkpoint = after, checkpoint
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if not self.left:
-            self.checkpoint._save()
-        if self.left == -1:  # a batch more, which is lost
-            raise KeyboardInterrupt
-        self.left -= 1
 
 
 def run(model, folder, cuts=()):
@@ -112,6 +98,11 @@ def test_data_that_changed_go_on_with_the_next_epoch(tmp_path):
     assert Kept().resume(model) == {"initial_epoch": 5}
     with pytest.warns(UserWarning, match="1 batches an epoch now and had 3"):
         assert Kept(few).resume(model)["initial_epoch"] == 6
+
+
+def test_states_of_other_generators_are_refused_before_they_are_read(trained):
+    with pytest.raises(ValueError, match=r"holds states \(99, 2\) of random generators; the model has"):
+        trained.model.load_own_variables({"generators": np.zeros((99, 2), "int64")})
 
 
 # ---- files: what is kept does not depend on the model, so one that is quick to save stands for it -------------------

@@ -10,6 +10,7 @@ import zlib
 import keras
 import numpy as np
 import pytest
+from helpers import Cut
 
 from unet_keras import Checkpoint, DiffusionModel, build_unet, by_label, image_folder, image_stream
 from unet_keras.data import decoders
@@ -124,21 +125,6 @@ def test_the_parts_of_a_stream_are_those_of_the_folder(eleven):
             folder.on_epoch_end()
     with pytest.raises(ValueError, match="share: 0.01 of 11 images makes 0"):
         image_stream(eleven, 8).split(0.01)
-
-
-class Cut(keras.callbacks.Callback):
-    """Save after a number of batches, and end training as an interrupt does, a batch later."""
-
-    def __init__(self, after, checkpoint):
-        super().__init__()
-        self.left, self.checkpoint = after, checkpoint
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if not self.left:
-            self.checkpoint._save()
-        if self.left == -1:
-            raise KeyboardInterrupt
-        self.left -= 1
 
 
 @pytest.fixture(scope="module")
