@@ -3,7 +3,7 @@
 from functools import partial
 
 from unet_keras.nn.blocks import cross_attention, res_block, spatial_transformer
-from unet_keras.nn.conditions import timestep
+from unet_keras.nn.conditions import mean_pool, timestep
 from unet_keras.nn.unet import Level, sandwich
 from unet_keras.zoo.ddpm import patch_head, patch_stem, residual_unet
 
@@ -12,7 +12,8 @@ def text_unet(input_shape=(32, 32, 3), *, context, width=48, conditions=(timeste
     """A U-Net over patches of 2 x 2 pixels that reads a prompt: cross-attention after every block but the smallest's.
 
     ``context`` as in ``build_unet``, e.g. ``TokenEncoder(...).context``; ``width`` is a multiple of 16. Three levels,
-    of width, 2 width and 3 width filters; Transformer blocks in the middle level and at the bridge.
+    of width, 2 width and 3 width filters; Transformer blocks in the middle level and at the bridge. The mean of the
+    words joins the timestep in every block.
     """
     block = partial(res_block, groups=16)
     look = partial(cross_attention, heads=4)
@@ -24,6 +25,7 @@ def text_unet(input_shape=(32, 32, 3), *, context, width=48, conditions=(timeste
         block=block,
         attend=read,
         context=context,
+        pool=mean_pool,
         conditions=conditions,
         stem=partial(patch_stem, filters=width),
         bridge=partial(sandwich, block=block, attend=read),
