@@ -237,7 +237,8 @@ def line(name, precision, task, told, first):
     most = product_["forward_flops"] / product_["seconds"]
     off = ""
     if task == "forward":
-        off = f"  off {np.abs(first['ours'] - first['eager']).max() / first['eager'].std():.0e}"
+        theirs = next((first[mode] for mode in ("eager", "compile") if mode in first), first["ours"])
+        off = f"  off {np.abs(first['ours'] - theirs).max() / theirs.std():.0e}"
     ratios = "".join(
         f"{told[mode]['seconds'] / mine['seconds']:9.2f}" if mode in told else f"{'':9}"
         for mode in ("eager", "compile")

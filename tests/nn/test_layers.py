@@ -146,6 +146,20 @@ def test_group_norm_has_float32_statistics(policy):
     np.testing.assert_allclose(numpy_of(y), group_norm(numpy_of(x), layer), atol=1e-3, rtol=ROUNDING[policy])
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch alone has a kernel of its own")
+@pytest.mark.parametrize("policy", ["float32", *MIXED])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_group_norm_is_the_same_by_torchs_kernel_and_by_operations(policy, axis, monkeypatch):
+    layer = GroupNorm(3, epsilon=0.1, axis=axis, dtype=policy)
+    layer.build((None, 6, 6, 6))
+    x = keras.ops.cast(2 * normal(2, 6, 6, 6) + 1, layer.compute_dtype)
+    found = []
+    for kernel in (True, False):
+        monkeypatch.setattr("unet_keras.nn.layers.has_kernel", lambda kernel=kernel: kernel)
+        found.append(numpy_of(randomized(layer)(x)))
+    np.testing.assert_allclose(*found, atol=1e-5 if policy == "float32" else 0.02)
+
+
 def test_group_norm_names_a_group_count_that_divides():
     with pytest.raises(ValueError, match=r"48 channels do not divide into groups=32: .*groups=16\)"):
         GroupNorm(32)(keras.Input((8, 8, 48)))

@@ -25,13 +25,25 @@ class Conv(layers.Conv2D):
     def __init__(self, filters, kernel_size=3, *, padding="same", doubled=False, **kwargs):
         super().__init__(filters, kernel_size, padding=padding, **kwargs)
         self.doubled = doubled
-        plain = (self.strides, self.dilation_rate, self.groups) == ((1, 1), (1, 1), 1)
-        if doubled and not (plain and self.kernel_size == (3, 3) and self.padding == "same"):
+        self.plain = (self.strides, self.dilation_rate, self.groups) == ((1, 1), (1, 1), 1)
+        if doubled and not (self.plain and self.kernel_size == (3, 3) and self.padding == "same"):
             raise ValueError(
                 f"doubled=True is for a plain 3x3 convolution with padding='same', got {self.kernel_size} with "
                 f"padding={self.padding!r}, strides={self.strides}, dilation_rate={self.dilation_rate}, "
                 f"groups={self.groups}: put an UpSampling2D before it."
             )
+
+    def call(self, inputs):
+        """Convolve; on torch with the bias in its kernel, where Keras adds it in a pass of its own."""
+        whole = self.padding == "same" and all(size % 2 for size in self.kernel_size)
+        if not (self.plain and whole and self.use_bias and not self.doubled and takes_views()):
+            return super().call(inputs)
+        from torch.nn.functional import conv2d
+
+        last = self.data_format == "channels_last"
+        x, kernel, bias = (ops.convert_to_tensor(v) for v in (inputs, self.kernel, self.bias))
+        y = conv2d(x.permute(0, 3, 1, 2) if last else x, kernel.permute(3, 2, 0, 1), bias, padding="same")
+        return self.activation(y.permute(0, 2, 3, 1) if last else y)
 
     def convolution_op(self, inputs, kernel):
         convolve = partial(ops.conv, strides=self.strides, padding=self.padding, dilation_rate=self.dilation_rate)

@@ -21,6 +21,7 @@ from unet_keras.nn.layers import (
     PixelsToSequence,
     SequenceToPixels,
     TimestepEmbedding,
+    has_kernel,
 )
 from unet_keras.text.tokens import TokenEmbedding
 
@@ -129,7 +130,7 @@ def _(layer, call, roots, sizes, backend):
 @kept.register(layers.LayerNormalization)
 def _(layer, call, roots, sizes, backend):
     x = call.inputs[0]
-    if x.dtype == "float32":
+    if x.dtype == "float32" or _by_kernel(layer, backend):
         return {roots[id(x)]: sizes[roots[id(x)]]}
     return {(id(call), "float32"): prod(x.shape) * 4}  # statistics are in float32 whatever comes in
 
@@ -226,7 +227,13 @@ def _(layer, inputs, outputs, backend):
 
 @scratch.register(GroupNorm)
 def _(layer, inputs, outputs, backend):
-    return 4 * prod(inputs[0].shape) if backend == "torch" else 0  # x * scale, to which the shift is added
+    if backend != "torch" or _by_kernel(layer, backend):
+        return 0
+    return 4 * prod(inputs[0].shape)  # x * scale, to which the shift is added
+
+
+def _by_kernel(layer, backend):
+    return isinstance(layer, GroupNorm) and backend == "torch" and has_kernel()
 
 
 # ---- attention ------------------------------------------------------------------------------------------------------
