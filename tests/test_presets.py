@@ -11,10 +11,13 @@ from unet_keras import (
     DiffusionModel,
     TokenEncoder,
     build_unet,
+    class_label,
     cosine,
     from_preset,
     preset_names,
     save_preset,
+    text_unet,
+    timestep,
     velocity,
 )
 from unet_keras.zoo.presets import preset_facts
@@ -130,3 +133,11 @@ def test_the_shipped_preset_reads_colours():
     images = model.generate(["red circle", "blue circle"], steps=10, guidance=3.0, seed=0, progress=False)
     red, blue = images[:, 10:22, 10:22].mean(axis=(1, 2))
     assert red[0] > red[2] + 60 and blue[2] > blue[0] + 60
+
+
+def test_the_shipped_preset_has_the_network_that_the_command_line_trains():
+    model, about = from_preset("emoji-32"), preset_facts("emoji-32")
+    conditions = (timestep(), class_label(len(about["class_names"]) + 1))
+    made = text_unet((32, 32, 3), context=model.encoder.context, conditions=conditions)
+    shipped = {v.path: tuple(v.shape) for v in model.network.weights}
+    assert {v.path: tuple(v.shape) for v in made.weights} == shipped
