@@ -12,7 +12,16 @@ pictures = model.generate(16)
 from unet_keras import metrics, plots
 from unet_keras.callbacks import CsvLog, Evaluate, SampleGrid, TensorBoardLog
 from unet_keras.checkpoints import Checkpoint, LossGuard
-from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder, image_stream, load_emoji
+from unet_keras.data import (
+    Recoloured,
+    Redrawn,
+    by_label,
+    emoji_captions,
+    emoji_table,
+    image_folder,
+    image_stream,
+    load_emoji,
+)
 from unet_keras.diffusion.guidance import classifier_free, clipped, dynamic, interval, rescaled, unclipped
 from unet_keras.diffusion.likelihood import nll_bound, nll_ode
 from unet_keras.diffusion.model import DiffusionModel
@@ -151,7 +160,7 @@ __all__ = [
     "stable_diffusion_1", "stable_diffusion_2", "stable_diffusion_xl",
     "stable_diffusion_inpainting", "instruct_pix2pix",
     "from_preset", "preset_names", "save_preset", "to_diffusers", "cost", "Cost", "unet_layout",
-    "load_emoji", "emoji_table", "emoji_captions", "Redrawn", "image_folder", "image_stream", "by_label",
+    "load_emoji", "emoji_table", "emoji_captions", "Recoloured", "Redrawn", "image_folder", "image_stream", "by_label",
     "plots", "explore", "SampleGrid", "Checkpoint", "LossGuard",
     # how good it is
     "metrics", "nll_bound", "nll_ode", "Evaluate", "CsvLog", "TensorBoardLog",

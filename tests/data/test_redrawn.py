@@ -45,9 +45,19 @@ def test_any_epoch_can_be_begun_at_once():
     np.testing.assert_array_equal(epoch(counted)[2], epoch(told)[2])
 
 
+def test_images_may_be_drawn_too():
+    data = Redrawn(IMAGES, lambda rng: (IMAGES + rng.integers(1, 9, dtype="uint8") * 10, draw(rng)), batch_size=4)
+    (first, numbers, _), (second, other, _) = epoch(data), epoch(data)
+    assert len(set(first - numbers)) == 1 and (first - numbers)[0] >= 10
+    np.testing.assert_array_equal(second % 10, other)
+    assert (first - numbers)[0] != (second - other)[0]
+
+
 def test_conditions_of_another_length_are_refused():
     with pytest.raises(ValueError, match="9 rows of 'number' for 10 images"):
         Redrawn(IMAGES, lambda rng: {"number": np.arange(9)})
+    with pytest.raises(ValueError, match="9 rows of 'images' for 10 images"):
+        Redrawn(IMAGES, lambda rng: (IMAGES[:9], {}))
 
 
 def test_captions_are_names_or_keywords_with_an_article_or_a_style_at_times():

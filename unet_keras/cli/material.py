@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unet_keras.data import Redrawn, by_label, emoji_captions, emoji_table, image_folder, image_stream
+from unet_keras.data import Recoloured, Redrawn, by_label, emoji_captions, emoji_table, image_folder, image_stream
 from unet_keras.text.tokens import TokenEncoder
 
 
@@ -71,8 +71,13 @@ def _emoji(settings, encoder, absent):
         named |= {"label": labels[chosen].astype("int32")} if settings["classes"] else {}
         return named | (encoder(captions) if settings["text"] else {}) or None
 
+    recoloured = Recoloured(known, never=table.captions[~train_]) if settings["text"] else None
+
     def drawn(rng):
-        return conditions(train_, emoji_captions(known, rng) if settings["text"] else None) or {}
+        if recoloured is None:
+            return conditions(train_, None) or {}
+        shown = recoloured(rng)
+        return shown.images, conditions(train_, emoji_captions(shown, rng))
 
     return {
         "x": Redrawn(known.images, drawn, batch_size=settings["batch_size"], seed=settings["seed"]),
