@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from PIL import Image, ImageFilter
 
-from unet_keras import attention, emoji_table, from_preset, plots
+from unet_keras import Recoloured, attention, emoji_table, from_preset, plots
 from unet_keras.text.tokens import split_words
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
@@ -26,7 +26,7 @@ PROMPTS = (
     "orange square", "black cat", "brown bear", "red car", "sailboat", "a house with garden", "clock face ten",
     "crying face", "flower", "airplane", "musical note", "fish",
 )  # fmt: skip
-SCALES = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0)
+SCALES = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 16.0, 24.0)
 
 
 def main():
@@ -42,11 +42,11 @@ def main():
     options.json.parent.mkdir(parents=True, exist_ok=True)
     model, table = from_preset(options.preset), emoji_table()
     found = json.loads(options.json.read_text()) if options.json.exists() else {}
-    found |= {"parameters": model.network.count_params(), "guidance": options.guidance, "steps": options.steps}
-    found["backend"] = keras.backend.backend()
+    found["parameters"] = model.network.count_params()
+    how = {"guidance": options.guidance, "steps": options.steps, "backend": keras.backend.backend()}
     for part in options.parts:
         start = time.perf_counter()
-        found[part] = PARTS[part](model, table, options)
+        found[part] = PARTS[part](model, table, options) | how
         print(part, json.dumps(found[part]), f"({time.perf_counter() - start:.0f} s)", flush=True)
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -72,7 +72,18 @@ def prompts(model, table, options):
     plots.grid(images, captions=PROMPTS, columns=6, path=options.out / "prompts.png")
     found = attention(model, ["red heart", "blue circle"], guidance=options.guidance, steps=options.steps, seed=1)
     plots.attention(found.images[0], found.words[0], found.maps[0], path=options.out / "attention.png")
-    return {"known": sum(prompt in set(table.captions) for prompt in PROMPTS), "of": len(PROMPTS)}
+    return {"never seen": sorted(set(PROMPTS) - trained_on(table)), "of": len(PROMPTS)}
+
+
+def trained_on(table):
+    """The prompts, in each of their forms with an article, that training can have shown with some image."""
+    train = table.splits == "train"
+    known = type(table)(*(column[train] for column in table))
+    other, rng = Recoloured(known, never=table.captions[~train], share=1.0), np.random.default_rng(0)
+    seen = {word for tags in known.tags for word in tags.split("|")} | set(known.captions)
+    for _ in range(100):
+        seen |= set(other(rng).captions)
+    return seen | {f"{article} {text}" for article in ("a", "an", "the") for text in seen}
 
 
 def held(model, table, options):

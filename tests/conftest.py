@@ -19,6 +19,7 @@ RUN_ONCE = [
     "test_site.py",
     "data/test_decode.py",
     "data/test_metadata.py",
+    "data/test_recoloured.py",
     "diffusion/test_samplers_of_diffusers.py",
     "diffusion/test_solvers.py",
     "metrics/test_distances.py",

@@ -95,6 +95,8 @@ def test_soft_edges_follow_and_parts_of_another_colour_stay():
     np.testing.assert_allclose(shown[15, 15], (30, 60, 220), atol=8)
 
 
-def test_a_share_above_one_is_refused():
+def test_what_is_no_share_and_no_captions_is_refused():
     with pytest.raises(ValueError, match=r"share must be from 0 to 1, got 1\.5"):
         Recoloured(KNOWN, share=1.5)
+    with pytest.raises(ValueError, match=r"write \['blue heart'\]"):
+        Recoloured(KNOWN, never="blue heart")

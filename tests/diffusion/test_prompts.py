@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from unet_keras import DiffusionModel, TokenEncoder, build_unet, class_label, interval, linear, timestep
+from unet_keras import DiffusionModel, TokenEncoder, build_unet, class_label, interval, linear, rescaled, timestep
 
 from .helpers import SHAPE, normal, pixels
 
@@ -79,9 +79,13 @@ def test_negative_prompts_take_the_place_of_none():
         ({"prompt": ["red"], "label": [0, 1]}, {}, r"shape \(1,\)"),
         ({"prompt": ["red"], "lable": [0]}, {}, "lable"),
         (["red"], {"negative": ["blue"]}, "guidance alone"),
-        (["red"], {"negative": ["blue", "red"], "guidance": 2.0}, r"shape \(1, 3\)"),
+        (["red"], {"negative": ["blue", "red"], "guidance": 2.0}, r"'tokens of negative' must have the shape \(1, 3\)"),
         (["red"], {"negative": {"colour": [1]}, "guidance": 2.0}, "colour"),
         (2, {"guidance": 2.0}, "nothing to lead to"),
+        (["red"], {"combine": rescaled(0.5)}, "combine is used by guidance alone"),
+        ({"label": 1}, {}, r"'label' must have a row for each image, got 1: give \[1\]"),
+        (["red"], {"negative": {"label": 1}, "guidance": 2.0}, r"give \[1\]"),
+        (["red"], {"negative": {}, "guidance": 2.0}, "negative must hold a condition"),
         (["red"], {"guidance": lambda point: -1.0}, "0 or more"),
     ],
 )
@@ -93,6 +97,28 @@ def test_what_cannot_be_asked_for(asked, options, message):
 def test_guidance_of_a_model_that_never_saw_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="trained with dropped conditions"):
         model(drop=0.0).generate({"prompt": ["red"], "label": [0]}, steps=1, guidance=2.0)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "inputs", "asked"), [("label", "label", {"prompt": ["red"]}), ("prompt", "tokens", {"label": [0]})]
+)
+def test_guidance_by_what_training_never_dropped_is_refused(dropped, inputs, asked):
+    trained = model(drop={dropped: 0.3}, null={"label": NONE} if dropped == "label" else {})
+    both = {"prompt": ["red"], "label": [0]}
+    assert outputs(both, 2.0, trained) == ([[4, 0]] if dropped == "prompt" else [[2, NONE + 2 * (0 - NONE)]])
+    with pytest.raises(ValueError, match=rf"nothing to lead to: training dropped \['{inputs}'\]"):
+        trained.generate(asked, steps=1, guidance=2.0)
+
+
+def test_tokens_of_another_vocabulary_are_refused():
+    small, large = (TokenEncoder(words, length=4, width=8, depth=0) for words in (["red"], ["red", "zoo"]))
+    trained = DiffusionModel(build_unet((4, 4, 3), (8,), context=small.context), encoder=large)
+    assert len(trained.generate(["red"], steps=1, progress=False)) == 1
+    for ask in (lambda: trained.generate(["zoo"]), lambda: trained.fit(np.zeros((1, 4, 4, 3), "uint8"), ["zoo"])):
+        with pytest.raises(ValueError, match="'tokens' must lie in 0 ... 2, got values from 1 to 3|from 0 to 3"):
+            ask()
+    with pytest.raises(ValueError, match="'tokens' must lie in 0"):
+        trained.generate({"tokens": [[1, -3, 0, 0]]})
 
 
 def test_prompts_without_an_encoder_are_refused():

@@ -167,7 +167,7 @@ def test_the_global_policy_changes_nothing(folder, encoder):
     assert got["context"].dtype == np.float32 and np.allclose(got["context"], wanted["context"], atol=1e-6)
 
 
-def test_the_fingerprint_is_of_weights_tokens_and_options(folder, encoder, copy):
+def test_the_fingerprint_is_of_weights_settings_tokens_and_options(folder, encoder, copy):
     import safetensors.numpy
 
     from unet_keras.text import bert
@@ -176,13 +176,20 @@ def test_the_fingerprint_is_of_weights_tokens_and_options(folder, encoder, copy)
     assert read(copy, batch_size=1).fingerprint == first  # another place, another batch
     options = [{"length": 9}, {"length": 8, "layer": 0}, {"length": 8, "pooled": "cls"}, {"length": 8, "mask": False}]
     others = [bert.BertEncoder(parts, {}, **chosen) for chosen in options]
+    others.append(read(copy, dtype="bfloat16"))
+    config = json.loads((copy / "config.json").read_text())
+    for change in ({"hidden_act": "relu"}, {"num_attention_heads": 1}, {"layer_norm_eps": 1e-3}):
+        (copy / "config.json").write_text(json.dumps(config | change))
+        others.append(read(copy))
+    (copy / "config.json").write_text(json.dumps(config | {"transformers_version": "1.2.3"}))
+    assert read(copy).fingerprint == first  # nothing of it changes what comes out
     tensors = safetensors.numpy.load_file(copy / "model.safetensors")
     tensors["encoder.layer.1.output.dense.bias"][0] += 1e-3
     safetensors.numpy.save_file(tensors, copy / "model.safetensors")
     others.append(read(copy))
     (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text().replace('"heart"', '"heath"'))
     others.append(read(copy))
-    assert len({first, *(other.fingerprint for other in others)}) == 7
+    assert len({first, *(other.fingerprint for other in others)}) == 1 + len(others) == 11
 
 
 def test_handles_of_hugging_face_are_downloaded_and_read(monkeypatch, folder, encoder):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from unet_keras import TokenEncoder, build_unet
+from unet_keras import TokenEncoder, build_unet, emoji_table, from_preset
+from unet_keras.text.tokens import split_words
 
 TEXTS = ["red heart", "blue circle", "smiling face with heart-eyes", "Crème brûlée!"]
 
@@ -26,6 +27,28 @@ def test_words_are_numbered_in_the_order_of_the_alphabet_after_padding_and_start
 
 def test_case_accents_and_punctuation_do_not_matter():
     assert tokens("RED heart") == tokens("red, heart!") == tokens("réd-heart")
+
+
+def test_words_of_other_scripts_are_whole_and_keep_their_marks():
+    texts = {
+        "हिन्दी लाल दिल": 3,  # vowel signs, which are no letters
+        "หัวใจสีแดง": 1,
+        "がらす からす": 2,  # another word without its voiced mark
+        "Ёжик йод": 2,
+        "ΆΛΦΑ": 1,
+    }
+    for text, count in texts.items():
+        words = split_words(text)
+        assert len(words) == count == len(set(words)) and all(split_words(word) == [word] for word in words)
+    assert split_words("が") != split_words("か") and split_words("हिन्दी") == ["हिन्दी"]
+    assert split_words("ﬁne Ünï_x, don't") == ["fine", "uni_x", "don", "t"]
+
+
+def test_the_shipped_vocabulary_is_that_of_the_emoji():
+    table = emoji_table()
+    known = table.splits == "train"
+    texts = [*table.captions[known], *table.tags[known], "a an the noto flat"]
+    assert from_preset("emoji-32").encoder.vocabulary == TokenEncoder.from_texts(t for t in texts).vocabulary
 
 
 def test_an_encoding_is_an_array_of_int32():
@@ -69,6 +92,13 @@ def test_what_is_no_list_of_texts_is_refused(prompts, message):
         ({"length": 1}, "length must be 2"),
         ({"depth": -1}, "depth=-1"),
         ({"heads": 3}, "heads=3, width=128"),
+        ({"heads": 0}, "heads=0"),
+        ({"heads": -4}, "heads=-4"),
+        ({"width": 0}, "width=0"),
+        ({"length": 16.5}, "length=16.5"),
+        ({"vocabulary": "red"}, r"write \['red'\]"),
+        ({"vocabulary": ["red", "Blue"]}, r"got \['Blue'\]"),
+        ({"vocabulary": ["red apple"]}, "from_texts"),
     ],
 )
 def test_options_that_make_no_encoder_are_refused(options, message):

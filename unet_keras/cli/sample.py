@@ -67,7 +67,7 @@ def sample(arguments) -> None:
     model, names, home = opened(arguments.preset, path)
     count = (4 if prompts else 16) if arguments.count is None else arguments.count
     conditions, captions = asked(model, names, prompts, count, arguments.label)
-    guidance = (3.0 if prompts and model.dropping.shares else 1.0) if arguments.guidance is None else arguments.guidance
+    guidance = _usual_guidance(model, prompts) if arguments.guidance is None else arguments.guidance
     options = {"steps": arguments.steps, "guidance": guidance, "seed": arguments.seed}
     options["sampler"] = SAMPLERS[arguments.sampler]
     if arguments.negative is not None:
@@ -85,6 +85,11 @@ def sample(arguments) -> None:
         print(plots.animation(frames, arguments.gif))
     if arguments.attention:
         _attention(arguments.attention, model, conditions, count, prompts, options)
+
+
+def _usual_guidance(model, prompts):
+    """3 for prompts, where training dropped them."""
+    return 3.0 if prompts and set(model.encoder([""])) & set(model.dropping.learned) else 1.0
 
 
 def _attention(path, model, conditions, count, prompts, options):

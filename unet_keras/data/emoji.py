@@ -27,7 +27,8 @@ def emoji_table() -> EmojiTable:
     """Load every column of the built-in emoji.
 
     The splits: `train` (2,818); `val` (150), captions never seen, of words that are; `compose` (40), pairings of words
-    never seen together, such as "blue heart"; `val_style` (137), captions seen in the other style only.
+    never seen together, such as "green heart" (all but "blue heart", for `train` has "light blue heart"); `val_style`
+    (137), captions seen in the other style only.
     """
     with np.load(_FILE, allow_pickle=False) as columns:
         text = (columns[name].astype(str) for name in ("caption", "tags", "group", "style", "split"))

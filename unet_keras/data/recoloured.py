@@ -31,6 +31,8 @@ class Recoloured:
     never    captions none of which is made, nor one that has all its words: those that a model is to be tested on
     share    how many of the emoji that can be are recoloured, on average
 
+    Raises ValueError for a share outside 0 to 1, and for a text in the place of captions.
+
     Each call gives a table of the same rows. A recoloured one has no keywords, for they may name its old colour.
     Every pixel is split into a multiple of the object's colour on white, which is exchanged, and the rest, which stays:
     shades and soft edges are kept, and so are parts of another colour.
@@ -39,7 +41,10 @@ class Recoloured:
     def __init__(self, table: EmojiTable, *, never: Iterable[str] = (), share: float = 0.25):
         if not 0 <= share <= 1:
             raise ValueError(f"share must be from 0 to 1, got {share}.")
-        self.table, self.share, self._never = table, share, [_words(caption) for caption in never]
+        if isinstance(never, str):
+            raise ValueError(f"never must be captions, got the one {never!r}: write [{never!r}].")
+        self.table, self.share = table, share
+        self._never = [words for caption in never if (words := _words(caption))]
         self._own, plain = _plain_colours(table.images)
         named, other = (np.array([bool(word.search(c)) for c in table.captions]) for word in (_WORD, _OTHER))
         free = ~np.isin(table.groups, AS_THEY_ARE) | (named & (table.groups != "people & body"))

@@ -32,7 +32,7 @@ def entries(network) -> dict[str, Entry]:
             "network must be a functional keras.Model with inputs named 'image' and 'timestep', as build_unet gives "
             f"with conditions=(timestep(),); got inputs {sorted(given) if isinstance(given, dict) else given}."
         )
-    read = [layer for layer in network.layers if isinstance(layer, keras.layers.Embedding)]
+    read = [layer for layer in network.layers if isinstance(getattr(layer, "input_dim", None), int)]  # embeddings
     classes = {id(layer.input): layer.input_dim for layer in read}
     return {name: Entry(tuple(x.shape), x.dtype, classes.get(id(x))) for name, x in given.items()}
 

@@ -71,8 +71,9 @@ class SampledModel(AttachedModel):
         return np.concatenate([self.values.sampled(batch) for batch in images])[: len(asked.numbers)]
 
     def denoising(self, conditions, *, network=None, **options):
-        """Sample with the options of ``generate`` and yield a ``Frame`` after each row, from noise to image.
+        """Sample and yield a ``Frame`` after each row, from noise to image, of all images at once.
 
+        The options are those of ``generate``, but for ``batch_size`` and ``progress``.
         ``network``: another form of ``averaged``, whose further outputs come along as ``Frame.extras``.
         """
         asked = self._request(conditions, **options)
@@ -81,8 +82,9 @@ class SampledModel(AttachedModel):
     def invert(self, images, conditions=None, *, sampler=ddim_inversion, **options) -> np.ndarray:
         """Find the noise that images come from: float32 (N, H, W, C), for ``generate(..., noise=...)``.
 
-        ``images`` and their ``conditions`` are what ``fit`` takes; the options are those of ``generate``, and should be
-        those that it will be given, but for the threshold, which is none (Song, Meng & Ermon 2021, section 4.3).
+        ``images`` and their ``conditions`` are what ``fit`` takes; the options are those of ``denoising``, and should
+        be those that ``generate`` will be given, but for the threshold, which is none (Song, Meng & Ermon 2021,
+        section 4.3).
         """
         count = len(images) if conditions is None else conditions
         asked = self._request(count, **{"threshold": unclipped, **options}, sampler=sampler, start=images, upwards=True)

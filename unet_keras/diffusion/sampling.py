@@ -122,12 +122,16 @@ def request(
     elif int(seed) != seed or seed < 0:
         raise ValueError(f"seed must be a whole number >= 0, got {seed}.")
     scale = guidance if callable(guidance) else float(guidance)
-    guided = _check_guidance([scale(row.point) if callable(scale) else scale for row in rows], named_inputs, null)
+    scales = [scale(row.point) if callable(scale) else scale for row in rows]
+    guided = _check_guidance(scales, named_inputs, null)
     away = _away(named_inputs, conditions, null, negative) if guided else None
-    if guided and not given and negative is None:
-        raise ValueError(f"guidance={guidance} has nothing to lead to: give a condition, or leave guidance at 1.")
-    if negative is not None and not guided:
-        raise ValueError("negative is used by guidance alone: give guidance above 1.")
+    if guided and negative is None and not given & set(null):
+        raise ValueError(
+            f"guidance={max(scales)} has nothing to lead to: training dropped {sorted(null)}, of which nothing "
+            "was asked for. Give one of them, or leave guidance at 1."
+        )
+    if not guided:
+        _check_unguided(negative, combine)
     chosen = (scale, combine, threshold, int(seed), noise, start, points[-1] if upwards else rows[0].point)
     return Request(range(count), conditions, away, rows, shape, *chosen)
 
@@ -138,7 +142,7 @@ def named_conditions(named_inputs, asked, null):
     if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
         count = int(asked)
     else:
-        given = {name: np.asarray(value) for name, value in named_inputs.name(named_inputs.encoded(asked)).items()}
+        given = _rows(named_inputs, asked)
         count = len(next(iter(given.values()))) if given else 0
     absent = {name: value for name, value in null.items() if name not in given}
     named_inputs.check_names({**given, **absent})
@@ -155,14 +159,24 @@ def _away(named_inputs, conditions, null, negative):
     count = len(next(iter(conditions.values())))
     away = conditions | {name: _repeated(value, count) for name, value in null.items()}
     if negative is not None:
-        given = named_inputs.name(named_inputs.encoded(negative))
+        given = _rows(named_inputs, negative)
+        if not given:
+            raise ValueError(f"negative must hold a condition to lead away from, got {negative!r}.")
         named_inputs.check_names(away | given)
         for name, value in given.items():
-            value = np.asarray(value)
             value = _repeated(value[0], count) if len(value) == 1 else value
-            check_condition(name, value, named_inputs.conditions[name], count)
+            check_condition(f"{name} of negative", value, named_inputs.conditions[name], count)
             away[name] = value
     return {name: _cast(value, named_inputs.conditions[name]) for name, value in away.items()}
+
+
+def _rows(named_inputs, asked):
+    """Give conditions by name, as arrays. Raises ValueError for a number that stands alone."""
+    given = {name: np.asarray(value) for name, value in named_inputs.name(named_inputs.encoded(asked)).items()}
+    for name, value in given.items():
+        if value.ndim == 0:
+            raise ValueError(f"condition {name!r} must have a row for each image, got {value}: give [{value}].")
+    return given
 
 
 def _repeated(value, count):
@@ -216,6 +230,13 @@ def _check_guidance(scales, named_inputs, null):
             f"guidance={most} needs a model trained with dropped conditions: DiffusionModel(null=..., drop=0.1)."
         )
     return True
+
+
+def _check_unguided(negative, combine):
+    """Raise ValueError for what guidance alone would use."""
+    for name, given in (("negative", negative is not None), ("combine", combine is not classifier_free)):
+        if given:
+            raise ValueError(f"{name} is used by guidance alone: give guidance above 1.")
 
 
 def _image_shape(shape, size):

@@ -49,7 +49,7 @@ class BertEncoder(frozen.Frozen):
         backbone = parts.backbone
         check_fits(parts.vocabulary, backbone.vocabulary_size, length, backbone.max_sequence_length)
         options = {"length": length, "layer": layer, "pooled": pooled, "mask": mask}
-        super().__init__(_model(backbone, layer, pooled, mask), parts.vocabulary, source, options, batch_size)
+        super().__init__(_model(backbone, layer, pooled, mask), parts, source, options, batch_size)
 
     def pool(self, outputs, tokens, real):
         return POOLS[self.options["pooled"]](outputs["last"], real)
@@ -89,18 +89,20 @@ def _model(backbone, layer, pooled, mask):
 def _read_preset(handle, dtype):
     keras_hub = hub.keras_hub()
     backbone = keras_hub.models.BertBackbone.from_preset(handle, dtype=dtype)
-    return frozen.Parts(backbone, of_keras_hub(keras_hub.models.BertTokenizer.from_preset(handle), FRAME))
+    vocabulary = of_keras_hub(keras_hub.models.BertTokenizer.from_preset(handle), FRAME)
+    return frozen.Parts(backbone, vocabulary, frozen.settings_of_preset(backbone, dtype))
 
 
 def _read(folder, tokenizer, dtype):
     path = folder / "config.json"
     config = read_json(path)
     hub.check_config(config, path, types={"bert"}, only=ONLY)
+    config = {name: config.get(name, value) for name, value in DEFAULTS.items()}
     vocabulary = read_vocabulary(tokenizer, FRAME, _tokenizer)
-    backbone, tensors = _backbone(DEFAULTS | config, dtype), Tensors(folder)
+    backbone, tensors = _backbone(config, dtype), Tensors(folder)
     variables = [v for layer in backbone.layers if layer.name != "pooled_dense" for v in layer.weights]
     hub.assign(tensors, _table(backbone, tensors), variables, elsewhere=ELSEWHERE)
-    return frozen.Parts(backbone, vocabulary)
+    return frozen.Parts(backbone, vocabulary, frozen.settings(config, dtype))
 
 
 def _backbone(config, dtype):

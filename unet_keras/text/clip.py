@@ -45,7 +45,7 @@ class ClipEncoder(frozen.Frozen):
         backbone = parts.backbone
         check_fits(parts.vocabulary, backbone.vocabulary_size, length, backbone.max_sequence_length)
         options = {"length": length, "layer": layer, "norm": norm, "pooled": pooled, "mask": mask}
-        super().__init__(_model(parts, **options), parts.vocabulary, source, options, batch_size)
+        super().__init__(_model(parts, **options), parts, source, options, batch_size)
 
     def pool(self, outputs, tokens, real):
         return outputs["pooled"]
@@ -85,7 +85,8 @@ def _read_preset(handle, dtype):
     backbone = type(text).from_config({**text.get_config(), "dtype": dtype})
     backbone.set_weights(text.get_weights())
     _set_epsilon(backbone, DEFAULTS["layer_norm_eps"])
-    return frozen.Parts(backbone, of_keras_hub(tokenizer, Frame(START, END, END)), whole.text_projection)
+    vocabulary, settings = of_keras_hub(tokenizer, Frame(START, END, END)), frozen.settings_of_preset(backbone, dtype)
+    return frozen.Parts(backbone, vocabulary, settings, whole.text_projection)
 
 
 def _read(folder, tokenizer, dtype):
@@ -99,7 +100,7 @@ def _read(folder, tokenizer, dtype):
         table["text_projection.weight"] = Linear(projection.kernel)
     variables = backbone.weights + (projection.weights if projection else [])
     hub.assign(tensors, table, variables, elsewhere=ELSEWHERE)
-    return frozen.Parts(backbone, vocabulary, projection)
+    return frozen.Parts(backbone, vocabulary, frozen.settings(config, dtype), projection)
 
 
 def _config(path):
@@ -110,7 +111,7 @@ def _config(path):
         text = (given.get("text_config") or {}) | (given.get("text_config_dict") or {})
         text = {**text, "model_type": "clip_text_model", "projection_dim": given.get("projection_dim", 512)}
     hub.check_config(text, path, types={"clip_text_model"}, only={"hidden_act": ACTIVATIONS})
-    return DEFAULTS | text
+    return {name: text.get(name, value) for name, value in DEFAULTS.items()}
 
 
 def _backbone(config, dtype):

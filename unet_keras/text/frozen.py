@@ -22,7 +22,19 @@ class Parts(NamedTuple):
 
     backbone: object  # KerasHub's, with its weights
     vocabulary: vocabularies.Vocabulary
+    settings: dict  # see ``settings``
     projection: object = None  # CLIP's Dense on the pooled output
+
+
+def settings(config: dict, dtype) -> dict:
+    """Name what decides beside the weights what a model gives: sizes, heads, activations, and the number format."""
+    return {**config, "dtype": keras.dtype_policies.get(dtype).name}
+
+
+def settings_of_preset(backbone, dtype) -> dict:
+    """Name the same of one of KerasHub's models."""
+    config = {name: value for name, value in backbone.get_config().items() if name not in ("name", "trainable")}
+    return settings(config, dtype)
 
 
 class Frozen:
@@ -35,13 +47,13 @@ class Frozen:
     "tokens" (N, L) int32 and perhaps "mask" (N, L) int32 to a dict with "context" (N, L, D) and what ``pool`` needs.
     """
 
-    def __init__(self, model, vocabulary, source: dict, options: dict, batch_size: int):
+    def __init__(self, model, parts: Parts, source: dict, options: dict, batch_size: int):
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of prompts, 1 or more, got {batch_size!r}.")
         model.trainable = False
-        self.model, self.vocabulary, self.batch_size = model, vocabulary, batch_size
+        self.model, self.vocabulary, self.batch_size = model, parts.vocabulary, batch_size
         self.source, self.options = dict(source), dict(options)
-        self._fingerprint = None
+        self._settings, self._fingerprint = parts.settings, None
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
@@ -114,10 +126,10 @@ class Frozen:
 
     @property
     def fingerprint(self) -> str:
-        """The same for two encoders that give the same arrays: a hash of the weights, the tokenizer and the options."""
+        """Another for encoders that give other arrays: a hash of weights, settings, tokenizer and options."""
         if self._fingerprint is None:
-            config = [type(self).__name__, self.options, self.vocabulary.digest, str(self.model.dtype_policy.name)]
-            digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+            config = [type(self).__name__, self.options, self.vocabulary.digest, self._settings]
+            digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
             for variable in self.model.weights:
                 digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
             self._fingerprint = digest.hexdigest()

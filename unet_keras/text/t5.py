@@ -52,7 +52,7 @@ class T5Encoder(frozen.Frozen):
         frozen.check_flags(norm=norm, mask=mask)
         check_fits(parts.vocabulary, parts.backbone.embedding.input_dim, length, None)
         options = {"length": length, "layer": layer, "norm": norm, "mask": mask}
-        super().__init__(_model(parts.backbone, layer, norm, mask), parts.vocabulary, source, options, batch_size)
+        super().__init__(_model(parts.backbone, layer, norm, mask), parts, source, options, batch_size)
 
     @staticmethod
     def read(folder, tokenizer, dtype):
@@ -98,7 +98,7 @@ def _read_preset(handle, dtype):
     with _quiet():
         whole = keras_hub.models.T5Backbone.from_preset(handle, dtype=dtype)
     tokenizer = keras_hub.models.T5Tokenizer.from_preset(handle)
-    return frozen.Parts(_half_of(whole), of_keras_hub(tokenizer, FRAME))
+    return frozen.Parts(_half_of(whole), of_keras_hub(tokenizer, FRAME), frozen.settings_of_preset(whole, dtype))
 
 
 def _read(folder, tokenizer, dtype):
@@ -107,7 +107,7 @@ def _read(folder, tokenizer, dtype):
     vocabulary = read_vocabulary(tokenizer, FRAME, _tokenizer)
     half, tensors = _half(config, dtype), Tensors(folder)
     hub.assign(tensors, _table(half, tensors), half.weights, elsewhere=_elsewhere(tensors))
-    return frozen.Parts(half, vocabulary)
+    return frozen.Parts(half, vocabulary, frozen.settings(config, dtype))
 
 
 def _check_dtype(dtype):
@@ -119,7 +119,7 @@ def _config(path):
     only = {"feed_forward_proj": FORWARDS, "relative_attention_num_buckets": (BUCKETS,)}
     config = read_json(path)
     hub.check_config(config, path, types={"t5"}, only=only)
-    return DEFAULTS | config
+    return {name: config.get(name, value) for name, value in DEFAULTS.items()}
 
 
 def _half(config, dtype):

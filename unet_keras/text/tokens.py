@@ -8,7 +8,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -18,14 +18,20 @@ from unet_keras.text.encoder import check_prompts, warn_if_cut
 
 serializable = keras.saving.register_keras_serializable("unet_keras")
 
+_ACCENTS = re.compile("[\u0300-\u036f]")
+
 PADDING, START = 0, 1
 """The tokens before the words': nothing, and the beginning of every prompt, which is all there is of an empty one."""
 
 
 def split_words(text: str) -> list[str]:
-    """Split a text into its words, lower case, without accents and punctuation: "Crème brûlée!" -> creme, brulee."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
-    return re.findall(r"\w+", plain)
+    """Split a text into its words, lower case, without accents and punctuation: "Crème brûlée!" -> creme, brulee.
+
+    Accents are those of Latin, Greek and Cyrillic. The marks of other scripts, vowels say, belong to their words.
+    """
+    plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", text.lower()))
+    marked = unicodedata.normalize("NFC", plain)
+    return "".join(c if c.isalnum() or c == "_" or unicodedata.category(c)[0] == "M" else " " for c in marked).split()
 
 
 @serializable
@@ -41,26 +47,39 @@ class TokenEncoder:
     length        tokens of a prompt, the start token included; longer prompts are cut, with a warning
     width, depth, heads    of the Transformer: channels, layers, attention heads (Vaswani et al. 2017, pre-norm)
 
-    Raises ValueError for a vocabulary that is empty or holds a word twice, and for heads that do not divide the width.
+    Raises ValueError for a vocabulary that is empty, holds a word twice or what ``split_words`` makes no word of, for
+    options that are no whole numbers, and for heads that do not divide the width.
     """
 
     def __init__(
         self, vocabulary: Sequence[str], *, length: int = 16, width: int = 128, depth: int = 2, heads: int = 4
     ):
+        if isinstance(vocabulary, str):
+            raise ValueError(f"vocabulary must be a list of words, got the one {vocabulary!r}: write [{vocabulary!r}].")
         self.vocabulary = [str(word) for word in vocabulary]
         self.length, self.width, self.depth, self.heads = length, width, depth, heads
         self._numbers = {word: i for i, word in enumerate(self.vocabulary, START + 1)}
         if not self._numbers or len(self._numbers) < len(self.vocabulary):
             raise ValueError(f"vocabulary must hold words, each once, got {len(self.vocabulary)}: {vocabulary!r:.100}.")
-        if length < 2 or depth < 0 or width % heads:
+        strange = [word for word in self.vocabulary if split_words(word) != [word]]
+        if strange:
             raise ValueError(
-                f"length must be 2 or more, depth 0 or more and heads a divisor of width, got length={length}, "
-                f"depth={depth}, heads={heads}, width={width}."
+                f"vocabulary must hold words as split_words gives them, lower case and each alone, got {strange[:3]}: "
+                "use TokenEncoder.from_texts."
+            )
+        sizes = {"length": length, "depth": depth, "heads": heads, "width": width}
+        whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes.values())
+        if not whole or length < 2 or depth < 0 or heads < 1 or width < 1 or width % heads:
+            raise ValueError(
+                "length must be 2 or more, depth 0 or more, heads 1 or more and a divisor of width, all whole; got "
+                + ", ".join(f"{name}={size}" for name, size in sizes.items())
+                + "."
             )
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], *, least: int = 1, **options) -> "TokenEncoder":
         """Know every word that occurs at least ``least`` times in the texts; ``options`` are the class's own."""
+        texts = list(texts) if isinstance(texts, Iterator) else texts
         counts = Counter(word for text in check_prompts(texts) for word in split_words(text))
         return cls(sorted(word for word, count in counts.items() if count >= least), **options)
 
@@ -120,11 +139,15 @@ def _transformer_layer(x, mask, heads, *, name):
 
 @serializable
 class TokenEmbedding(layers.Layer):
-    """Embed tokens (B, L), add a learned vector for each place: (B, L, width), and the mask (B, L) of real tokens."""
+    """Embed tokens (B, L), add a learned vector for each place: (B, L, width), and the mask (B, L) of real tokens.
+
+    ``input_dim``, as in Keras's Embedding, is how many tokens it knows: data are checked against it.
+    """
 
     def __init__(self, tokens, width, **kwargs):
         super().__init__(**kwargs)
         self.tokens, self.width = tokens, width
+        self.input_dim = tokens
 
     def build(self, tokens_shape):
         spread = keras.initializers.RandomNormal(stddev=0.02)
