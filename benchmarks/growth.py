@@ -12,8 +12,9 @@ import statistics
 import time
 
 import keras
+import numpy as np
 
-from unet_keras import DiffusionModel, ddim, dpmpp_2m, patch_unet
+from unet_keras import DiffusionModel, TokenEncoder, ddim, dpmpp_2m, patch_unet, text_unet
 from unet_keras.diffusion import loop
 
 
@@ -34,6 +35,15 @@ def model_of(size, width):
     inner = patch_unet((size, size, 3), width=width)
     image = Counted()(inner.input["image"])
     return DiffusionModel(keras.Model(inner.input, inner({**inner.input, "image": image})), ema=None)
+
+
+def reader():
+    """A small model that reads prompts."""
+    encoder = TokenEncoder(["blue", "red"], length=4, width=32)
+    inner = text_unet((32, 32, 3), width=32, context=encoder.context)
+    image = Counted()(inner.input["image"])
+    network = keras.Model(inner.input, inner({**inner.input, "image": image}))
+    return DiffusionModel(network, encoder=encoder, drop=0.1, ema=None)
 
 
 def seconds(functions, rounds):
@@ -74,9 +84,15 @@ def main():
     sizes = {n: (sampled(model if n == 32 else model_of(n, a.width), 4, 10), n * n) for n in (16, 32, 64)}
     table("pixels", sizes, a.rounds)
     before = Counted.runs
-    for options in ({"steps": 7}, {"seed": 3}, {"sampler": dpmpp_2m}, {"threshold": None}):
+    for options in ({"steps": 7}, {"seed": 3}, {"sampler": dpmpp_2m}, {"start": np.zeros((4, 32, 32, 3), "uint8")}):
         model.generate(4, **{"steps": 5, "progress": False, **options})
-    print(f"compiled anew for other steps, seeds and samplers: {Counted.runs - before if not eager() else 'eager'}")
+    print(f"compiled anew for other steps, seeds, samplers: {Counted.runs - before if not eager() else 'eager'}")
+    reads = reader()
+    reads.generate(["red"], steps=2, guidance=2.0, progress=False)
+    before = Counted.runs
+    for prompt, scale in (("blue", 2.0), ("red blue", 7.5), ("", 0.5)):
+        reads.generate([prompt], steps=3, guidance=scale, progress=False)
+    print(f"for other prompts and guidance scales: {Counted.runs - before if not eager() else 'eager'}")
     bars = loop.progress_bar
 
     def shown(patience):

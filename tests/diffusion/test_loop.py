@@ -259,6 +259,7 @@ def test_progress_is_shown_of_every_step(capsys, monkeypatch, model):
     assert capsys.readouterr().out == ""  # it is over before a bar is of use
     monkeypatch.setattr(loop, "progress_bar", partial(loop.progress_bar, patience=0.0))
     model.generate(3, steps=4, batch_size=2, seed=0)
-    assert "/8" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "1/8" in shown and "8/8" in shown and shown.endswith("\n")
     model.generate(3, steps=4, seed=0, progress=False)
     assert capsys.readouterr().out == ""

@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 
 from unet_keras import DiffusionModel, TokenEncoder, build_unet, class_label, interval, linear, rescaled, timestep
+from unet_keras.diffusion.schedules import Point
 
 from .helpers import SHAPE, normal, pixels
 
@@ -186,6 +187,9 @@ def test_guidance_in_an_interval_is_one_outside():
     assert 0 < ((ratios > 0.5) & (ratios <= 5.0)).sum() < 20
     assert outputs(["red"], scale) == outputs(["red"], 1.0)  # the single step begins at sigma / alpha = 157
     assert outputs(["red"], interval(3.0, 5.0, 200.0)) == outputs(["red"], 3.0)
+    pure, clear = Point(999.0, 0.0, 1.0), Point(0.0, 1.0, 0.01)
+    assert [interval(3.0, 0.3, np.inf)(point) for point in (pure, clear)] == [3.0, 1.0]
+    assert interval(3.0, 0.3, 9.0)(pure) == 1.0
 
 
 @pytest.mark.parametrize("bounds", [(-1, 2), (2, 2), (3, 1), (float("nan"), 1)])

@@ -9,6 +9,7 @@ from helpers import numpy_of, randomized, tiny_text_unet, tiny_unet
 from keras import layers
 
 from unet_keras import DiffusionModel, build_unet, conv_block, enable_lora, from_preset, res_block, save_preset
+from unet_keras.diffusion import remat
 from unet_keras.diffusion.remat import rematerialised
 from unet_keras.nn.blocks import conv, role
 
@@ -118,6 +119,18 @@ def kept_by_jax(model):
     values = [v.value for v in network.trainable_variables]
     left = jax.tree.leaves(jax.vjp(run, values)[1])
     return sum(x.nbytes for x in left) - sum(v.nbytes for v in values)
+
+
+def test_frozen_weights_are_not_copied(monkeypatch):
+    """What a block changes is kept for its second run, moving statistics and states of generators; kernels are not."""
+    model = DiffusionModel(made(NETWORKS["state"]), ema=None, remat=True)
+    for layer in model.network.layers:
+        layer.trainable = "conv" not in layer.name
+    frozen, copied = [v for v in model.network.non_trainable_variables if len(v.shape) == 4], []
+    monkeypatch.setattr(remat.ops, "copy", lambda x: copied.append(len(x.shape)) or keras.ops.add(x, 0))
+    model.compile("sgd")
+    model.fit(pixels(2), batch_size=2, epochs=1, verbose=0)
+    assert frozen and copied and max(copied) == 1
 
 
 def test_a_saved_model_goes_on_rematerialising(tmp_path):

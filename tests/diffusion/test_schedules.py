@@ -99,6 +99,22 @@ def test_zero_terminal_snr_is_that_of_diffusers(schedule):
     assert math.isclose(ours.alpha[0], schedule.alpha[0], rel_tol=1e-12)
 
 
+def test_zero_terminal_snr_leaves_what_ends_in_noise_and_refuses_what_has_another_spread():
+    ended, straight = zero_terminal_snr(linear()), flow()
+    assert zero_terminal_snr(ended) is ended and zero_terminal_snr(straight) is straight
+    with pytest.raises(ValueError, match=r"alpha\^2 \+ sigma\^2 = 1 unless it ends in pure noise"):
+        zero_terminal_snr(Schedule(straight.alpha[:-1], straight.sigma[:-1]))
+
+
+def test_between_timesteps_flow_stays_straight():
+    for steps in (10, 1000):
+        schedule = flow(steps)
+        for timestep in (0.3, 4.5, steps - 1.25):
+            _, alpha, sigma = schedule.at(timestep)
+            assert alpha == pytest.approx(1 - sigma, abs=1e-12) and sigma == pytest.approx((timestep + 1) / steps)
+            assert schedule.at_ratio(sigma / alpha).timestep == pytest.approx(timestep)
+
+
 def test_flow_goes_straight():
     schedule = flow(4)
     np.testing.assert_array_equal(schedule.sigma, [0.25, 0.5, 0.75, 1])
@@ -231,6 +247,28 @@ def test_timesteps_between_are_those_of_diffusers(spacing, steps):
     reference.alphas_cumprod = torch.tensor(linear().alpha ** 2)  # its own is float32, which moves timesteps by 0.01
     reference.set_timesteps(steps)
     np.testing.assert_allclose(spacing(1000, steps, schedule=linear()), reference.timesteps.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20, 50])
+@pytest.mark.parametrize("spacing", [karras, exponential])
+def test_timesteps_between_are_those_of_diffusers_for_flow_matching(spacing, steps):
+    diffusers = pytest.importorskip("diffusers")
+    reference = diffusers.FlowMatchEulerDiscreteScheduler(**{f"use_{spacing.__name__}_sigmas": True})
+    reference.set_timesteps(steps)
+    schedule = flow()
+    points = schedule.points(spacing(1000, steps, schedule=schedule))
+    np.testing.assert_allclose([p.sigma for p in points], reference.sigmas.numpy(), atol=1e-6)
+    np.testing.assert_allclose([1000 * p.sigma for p in points[:-1]], reference.timesteps.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50])
+def test_linspace_without_rounding_is_that_of_diffusers_samplers_by_sigma(steps):
+    diffusers = pytest.importorskip("diffusers")
+    reference = diffusers.EulerDiscreteScheduler(timestep_spacing="linspace")
+    reference.set_timesteps(steps)
+    unrounded = np.linspace(999, 0, steps)
+    np.testing.assert_allclose(unrounded, reference.timesteps.numpy(), atol=1e-4)
+    assert np.abs(linspace(1000, steps) - unrounded).max() <= 0.5
 
 
 @pytest.mark.parametrize("a, b", [(0.6, 0.6), (1, 1), (0.5, 2), (5, 0.7), (3, 4)])

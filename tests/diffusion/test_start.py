@@ -6,11 +6,15 @@ import pytest
 from unet_keras import (
     DiffusionModel,
     ddim,
+    ddim_inversion,
     ddpm,
     euler,
     flow_velocity,
+    heun,
+    karras,
     latents,
     linear,
+    trailing,
     zero_terminal_snr,
 )
 
@@ -122,6 +126,32 @@ def small():
 def test_bad_starts_are_refused(small, message):
     with pytest.raises(ValueError, match=message):
         small.generate(2, steps=4, **REFUSED[message])
+
+
+def test_samplers_that_lead_the_other_way_are_refused(small):
+    with pytest.raises(ValueError, match="sampler leads from the image to noise.*ddim_inversion is for invert"):
+        small.generate(2, steps=4, sampler=ddim_inversion)
+    with pytest.raises(ValueError, match="sampler leads from noise to the image.*invert takes ddim_inversion"):
+        small.invert(pixels(2), steps=4, sampler=heun)
+    with pytest.raises(ValueError, match="noise is what inversion finds"):
+        small.invert(pixels(2), steps=4, noise=normal(2, 8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "message"),
+    [
+        (lambda total, steps: np.linspace(0, total - 1, steps), "4 timesteps that fall"),
+        (lambda total, steps: trailing(total, steps + 1), "4 timesteps that fall"),
+        (lambda total, steps: trailing(total, steps // 2), "4 timesteps that fall"),
+        (lambda total, steps: [999, 500, 500, 0], "4 timesteps that fall"),
+        (lambda total, steps: [999, 500, np.nan, 0], "4 timesteps that fall"),
+        (lambda total, steps: [1001, 500, 20, 0], r"timestep must lie in \[0, 999\]"),
+        (karras, "spacing must take .T, steps. alone.*bind"),
+    ],
+)
+def test_spacings_that_give_no_falling_timesteps_are_refused(small, spacing, message):
+    with pytest.raises(ValueError, match=message):
+        small.generate(2, steps=4, spacing=spacing)
 
 
 def test_a_start_of_another_scale_is_warned_of(small):

@@ -161,6 +161,20 @@ def test_group_norm_is_the_same_by_torchs_kernel_and_by_operations(policy, axis,
     np.testing.assert_allclose(*found, atol=1e-5 if policy == "float32" else 0.02)
 
 
+def test_group_norm_trains_where_its_input_needs_no_gradient():
+    """On the image itself, and behind a frozen stem: torch's kernel ends the process there."""
+    image = keras.Input((6, 6, 4))
+    x = keras.layers.Conv2D(4, 1, trainable=False)(GroupNorm(2)(image))
+    x = keras.layers.Conv2D(4, 1, name="frozen")(x)
+    frozen = keras.Model(image, GroupNorm(2)(x))
+    frozen.get_layer("frozen").trainable = False
+    for model in (frozen, keras.Model(image, GroupNorm(2)(image))):
+        before = [numpy_of(v).copy() for v in model.trainable_variables]
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.fit(normal(4, 6, 6, 4), normal(4, 6, 6, 4), verbose=0)
+        assert all((numpy_of(v) != old).any() for v, old in zip(model.trainable_variables, before, strict=True))
+
+
 def test_group_norm_names_a_group_count_that_divides():
     with pytest.raises(ValueError, match=r"48 channels do not divide into groups=32: .*groups=16\)"):
         GroupNorm(32)(keras.Input((8, 8, 48)))

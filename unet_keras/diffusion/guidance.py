@@ -7,6 +7,7 @@ number, or a function Point -> number, asked once for each row ahead of sampling
 
 from collections.abc import Callable
 from functools import cache
+from math import inf
 
 import keras
 from keras import ops
@@ -50,12 +51,16 @@ def interval(scale: float, low: float, high: float) -> Callable[[Point], float]:
     """Make a scale that guides only while low < sigma / alpha <= high, and is 1 elsewhere (Kynkaanniemi et al. 2024).
 
     For ``generate(..., guidance=interval(3.0, 0.3, 5.0))``: guidance harms variety at high noise and does nothing
-    at low. Raises ValueError unless 0 <= low < high.
+    at low. ``high`` may be infinite. Raises ValueError unless 0 <= low < high.
     """
     if not 0 <= low < high:
         raise ValueError(f"interval needs 0 <= low < high, in sigma / alpha, got low={low}, high={high}.")
-    # Multiplied out, as alpha may be 0.
-    return lambda point: scale if low * point.alpha < point.sigma <= high * point.alpha else 1.0
+
+    def guidance(point):  # multiplied out, as alpha may be 0
+        below = high == inf or point.sigma <= high * point.alpha
+        return scale if below and low * point.alpha < point.sigma else 1.0
+
+    return guidance
 
 
 @serializable

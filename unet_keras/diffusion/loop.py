@@ -140,8 +140,8 @@ def _jax(function, variables):
 def last(ways: Sequence[Iterator[Frame]], tick: Callable[[Frame], None] | None = None) -> np.ndarray:
     """Run through the frames of each way, in step, and give their last states as one NumPy array.
 
-    ``tick`` is called with each frame of the first way but the last. A frame is shown to it only when the next one is
-    under way, so that waiting for it never idles the device.
+    ``tick`` is called with each frame of the first way. A frame is shown to it only when the next one is under way, so
+    that waiting for it never idles the device.
     """
     moments = zip(*ways, strict=True)
     moment = next(moments)
@@ -149,7 +149,10 @@ def last(ways: Sequence[Iterator[Frame]], tick: Callable[[Frame], None] | None =
         if tick is not None:
             tick(moment[0])
         moment = following
-    return np.concatenate([gathered(frame.x) for frame in moment])
+    found = np.concatenate([gathered(frame.x) for frame in moment])
+    if tick is not None:
+        tick(moment[0])
+    return found
 
 
 def progress_bar(total: int, *, patience: float = 3.0) -> Callable[[Frame], None]:

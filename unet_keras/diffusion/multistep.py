@@ -22,7 +22,7 @@ def _after_pure_noise(sampler: Sampler) -> Sampler:
     def method(points, **options):
         if points[0].alpha:
             return sampler(points, **options)
-        return ddim(points[:2]) + (sampler(points[1:], **options) if len(points) > 2 else [])
+        return ddim(points[:2]) + sampler(points[1:], **options)
 
     return method
 
@@ -243,5 +243,5 @@ def _weights(here, there, places):
 
 
 def _check_order(order, most):
-    if order not in range(1, most + 1):
+    if not isinstance(order, int) or isinstance(order, bool) or not 1 <= order <= most:
         raise ValueError(f"order must be a whole number from 1 to {most}, got {order}.")

@@ -102,7 +102,7 @@ def _run_part(part, known):
         return
     layers = {id(node.operation): node.operation for node in part.nodes}.values()
     trained = [v for layer in layers for v in layer.trainable_variables]
-    begun = [(v, ops.copy(v)) for layer in layers for v in layer.non_trainable_variables]
+    begun = [(v, ops.stop_gradient(v)) for layer in layers for v in layer.non_trainable_variables]
     given = {x: known[x] for x in part.inputs}
     # What has a gradient is handed in; TensorFlow allows nothing else there.
     smooth = [x for x, tensor in given.items() if keras.backend.is_float_dtype(tensor.dtype)]
@@ -118,6 +118,8 @@ def _run_part(part, known):
 
     outputs = keras.remat(body)(*(ops.convert_to_tensor(v) for v in trained), *(given[x] for x in smooth))
     known.update(zip(part.outputs, outputs, strict=False))
+    # The second run begins where the first one did: what is about to change is kept, frozen weights are not.
+    begun[:] = [(v, ops.copy(value) if any(v is c for c in changed) else value) for v, value in begun]
     for v, state in zip(changed, outputs[len(part.outputs) :], strict=True):
         v.assign(state)
 

@@ -110,11 +110,14 @@ def request(
     """
     count, conditions, given = named_conditions(named_inputs, conditions, null)
     _check_steps(steps, len(schedule))
-    points = schedule.points(spacing(len(schedule), steps)[-_done(steps, strength, start, noise) :])
+    points = schedule.points(_spaced(spacing, len(schedule), steps)[-_done(steps, strength, start, noise) :])
     rows = sampler(points)
+    _check_direction(rows, upwards)
     if start is not None:
         start = _start(named_inputs, start, count, size)
     shape = _image_shape(named_inputs.image.shape[1:], size) if start is None else start.shape[1:]
+    if upwards and noise is not None:
+        raise ValueError("noise is what inversion finds: leave it out.")
     if noise is not None:
         noise = _check_noise(noise, (1 + len(rows), count, *shape), any(row.c for row in rows))
     if seed is None:
@@ -193,6 +196,30 @@ def _check_steps(steps, total):
         raise ValueError(f"steps must be a whole number from 1 to the schedule's {total}, got {steps}.")
 
 
+def _spaced(spacing, total, steps):
+    """Give the timesteps to visit, (steps,), and check that they fall."""
+    try:
+        timesteps = np.asarray(spacing(total, steps), "float64")
+    except TypeError as error:
+        raise ValueError(
+            f"spacing must take (T, steps) alone, got {spacing!r}: bind what else it needs, as in "
+            "functools.partial(karras, schedule=model.schedule)."
+        ) from error
+    if timesteps.shape != (steps,) or not (np.diff(timesteps) < 0).all() or not np.isfinite(timesteps).all():
+        raise ValueError(f"spacing must give {steps} timesteps that fall, noisiest first; got {timesteps}.")
+    return timesteps
+
+
+def _check_direction(rows, upwards):
+    """Raise ValueError for a sampler that leads from the image to noise where the other way is asked for, or not."""
+    first, last = rows[0].point, rows[-1].point
+    rise = last.sigma * first.alpha - first.sigma * last.alpha
+    if (rise < 0) if upwards else (rise > 0):
+        way = "from noise to the image" if upwards else "from the image to noise"
+        remedy = "invert takes ddim_inversion" if upwards else "ddim_inversion is for invert"
+        raise ValueError(f"sampler leads {way}, which is the other way: {remedy}.")
+
+
 def _done(steps, strength, start, noise):
     """Give how many of the steps are done."""
     if not 0 < strength <= 1:
@@ -243,7 +270,7 @@ def _image_shape(shape, size):
     """Give the images' shape; ``size`` fills in what the network leaves open."""
     if size is None and None not in shape:
         return tuple(shape)
-    if size is None or len(size) != 2 or min(size) < 1:
+    if not isinstance(size, tuple | list) or len(size) != 2 or min(size) < 1:
         raise ValueError(f"The network leaves the image size open ({shape}): give size=(height, width), got {size}.")
     channels_first = shape[-1] is None or (shape[0] is not None and keras.config.image_data_format() != "channels_last")
     height = 1 if channels_first else 0

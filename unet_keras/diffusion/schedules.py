@@ -68,14 +68,25 @@ class Schedule:
         with np.errstate(divide="ignore"):
             return self.sigma / self.alpha
 
+    @property
+    def straight(self) -> bool:
+        """Whether alpha + sigma = 1, as in flow matching."""
+        return bool(np.abs(self.alpha + self.sigma - 1.0).max() < 1e-9)
+
     def at(self, timestep: float) -> Point:
-        """Give the point at a timestep in [0, T - 1]; between two, log(sigma / alpha) is interpolated, or atan."""
+        """Give the point at a timestep in [0, T - 1].
+
+        Between two, log(sigma / alpha) is interpolated, or its arctangent up to pure noise; sigma on a straight path.
+        """
         if not 0 <= timestep <= len(self) - 1:
             raise ValueError(f"timestep must lie in [0, {len(self) - 1}], got {timestep}.")
         low = int(timestep)
         if low == timestep:
             return Point(float(timestep), float(self.alpha[low]), float(self.sigma[low]))
         share = timestep - low
+        if self.straight:
+            sigma = float(self.sigma[low] + share * (self.sigma[low + 1] - self.sigma[low]))
+            return Point(float(timestep), 1.0 - sigma, sigma)
         scale, back = _even_scale(self.ratio[low + 1])
         first, second = scale(self.ratio[low : low + 2])
         return self._point(low, share, float(back(first + share * (second - first))))
@@ -89,6 +100,10 @@ class Schedule:
             raise ValueError(f"ratio must be positive and finite, got {ratio}.")
         if len(self) == 1:
             return self._point(0, 0.0, ratio)
+        if self.straight:
+            sigma = ratio / (1.0 + ratio)
+            timestep = float(np.interp(sigma, self.sigma, np.arange(len(self))))
+            return Point(timestep, 1.0 - sigma, sigma)
         low = int(np.clip(np.searchsorted(self.ratio, ratio) - 1, 0, len(self) - 2))
         scale, _ = _even_scale(self.ratio[low + 1])
         first, second = scale(self.ratio[low : low + 2])
@@ -166,8 +181,18 @@ def flow(steps: int = 1000) -> Schedule:
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """Shift and scale alpha so that the last timestep is pure noise (Lin et al. 2024, algorithm 1)."""
+    """Shift and scale alpha so that the last timestep is pure noise (Lin et al. 2024, algorithm 1).
+
+    A schedule that ends in pure noise is left as it is. Raises ValueError for another that does not preserve variance.
+    """
     first, last = schedule.alpha[0], schedule.alpha[-1]
+    if last == 0:
+        return schedule
+    off = np.abs(schedule.alpha**2 + schedule.sigma**2 - 1.0).max()
+    if off > 1e-6:
+        raise ValueError(
+            f"schedule must have alpha^2 + sigma^2 = 1 unless it ends in pure noise already; it is off by {off:.3g}."
+        )
     return from_alpha_bar(((schedule.alpha - last) * first / (first - last)) ** 2)
 
 
@@ -193,7 +218,11 @@ def leading(total: int, steps: int) -> np.ndarray:
 
 
 def linspace(total: int, steps: int) -> np.ndarray:
-    """Spread the timesteps evenly from T - 1 to 0, both included (Nichol & Dhariwal 2021); a single one is T - 1."""
+    """Spread the timesteps evenly from T - 1 to 0, both included (Nichol & Dhariwal 2021); a single one is T - 1.
+
+    Rounded to those of training, as in DDPM's and DDIM's code; diffusers' samplers by sigma / alpha do not round:
+    ``lambda total, steps: np.linspace(total - 1, 0, steps)``.
+    """
     if steps == 1:  # of which NumPy would take the other end: an image without noise
         return np.array([total - 1.0])
     return np.round(np.linspace(0, total - 1, steps))[::-1]
@@ -202,6 +231,7 @@ def linspace(total: int, steps: int) -> np.ndarray:
 def karras(total: int, steps: int, *, schedule: Schedule, rho: float = 7.0) -> np.ndarray:
     """Let (sigma / alpha)^(1 / rho) fall evenly from the schedule's greatest to its least (Karras et al. 2022, eq. 5).
 
+    On a straight path, of flow matching, sigma takes the place of sigma / alpha, which has no bound there.
     The timesteps lie between those of training; bind the schedule: ``partial(karras, schedule=model.schedule)``.
     """
     if not 0 < rho < np.inf:
@@ -210,7 +240,7 @@ def karras(total: int, steps: int, *, schedule: Schedule, rho: float = 7.0) -> n
 
 
 def exponential(total: int, steps: int, *, schedule: Schedule) -> np.ndarray:
-    """Let log(sigma / alpha) fall evenly: lambda-spacing (Lu et al. 2022). Bind as karras."""
+    """Let log(sigma / alpha) fall evenly: lambda-spacing (Lu et al. 2022). Straight paths and binding: as karras."""
     return _at_ratios(schedule, total, steps, lambda first, last, s: first ** (1 - s) * last**s, 1.0)
 
 
@@ -225,9 +255,13 @@ def beta(total: int, steps: int, *, a: float = 0.6, b: float = 0.6) -> np.ndarra
 
 
 def _at_ratios(schedule, total, steps, fall, power):
-    """Give timesteps whose ratios ``fall`` over [0, 1]; pure noise, where the schedule has it, comes before them."""
+    """Give timesteps whose ratios, or sigmas, ``fall`` over [0, 1]; pure noise, if any, comes before the ratios."""
     if total != len(schedule):
         raise ValueError(f"schedule must have the {total} timesteps that are spaced, got one of {len(schedule)}.")
+    if schedule.straight:
+        last, first = schedule.sigma[[0, -1]] ** power
+        sigmas = [fall(first, last, s) for s in np.linspace(0, 1, steps)]
+        return np.round(np.interp(sigmas, schedule.sigma, np.arange(total)), 10)
     ratio = schedule.ratio[np.isfinite(schedule.ratio)]
     pure = list(range(len(ratio), total))
     first, last = ratio[-1], ratio[0]

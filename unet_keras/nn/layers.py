@@ -120,7 +120,7 @@ class GroupNorm(_Spatial):
         self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
 
     def call(self, x):
-        if has_kernel():
+        if has_kernel() and not _crashes_kernel(x, self.gamma):
             return self.by_kernel(x)
         pixels = (1, 2) if self.axis == -1 else (2, 3)
         x32 = ops.cast(x, "float32")
@@ -159,6 +159,16 @@ def has_kernel() -> bool:
     import torch
 
     return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def _crashes_kernel(x, gamma) -> bool:
+    """Tell whether torch's kernel would end the process in the backward pass (2.13, channels last).
+
+    It does where gamma needs a gradient and x needs none: a norm of the image itself, or behind frozen layers.
+    """
+    import torch
+
+    return torch.is_grad_enabled() and ops.convert_to_tensor(gamma).requires_grad and not x.requires_grad
 
 
 def near_zero():
