@@ -13,7 +13,10 @@ from unet_keras import (
     ddim,
     ddim_inversion,
     ddpm,
+    deis,
     dpm2,
+    dpmpp_2m_sde,
+    dpmpp_3m_sde,
     euler,
     euler_ancestral,
     flow,
@@ -23,6 +26,8 @@ from unet_keras import (
     lms,
     plms,
     trailing,
+    unipc,
+    zero_terminal_snr,
 )
 from unet_keras.diffusion.samplers import HISTORY
 
@@ -206,3 +211,23 @@ def test_flow_samplers_are_exact_where_the_estimate_stands_still(name):
     points = flow().points(trailing(1000, 7))
     x = by_hand(FLOW[name](points), X, None, lambda x, point: np.full_like(x, 0.3))
     np.testing.assert_allclose(x, 0.3, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, zero_terminal_snr(LINEAR)], ids=["linear", "pure noise"])
+@pytest.mark.parametrize("steps", [1, 2, 6])
+@pytest.mark.parametrize(
+    ("sampler", "options", "message"),
+    [
+        (lms, {"order": 9}, "order must be a whole number from 1 to 4, got 9"),
+        (lms, {"order": 2.0}, "got 2.0"),
+        (deis, {"order": 0}, "got 0"),
+        (unipc, {"order": True}, "got True"),
+        (dpmpp_2m_sde, {"eta": -1.0}, "eta"),
+        (dpmpp_3m_sde, {"eta": 2.0}, "eta"),
+    ],
+)
+def test_options_are_checked_whatever_the_points(sampler, options, message, schedule, steps):
+    points = schedule.points(trailing(1000, steps))
+    assert len(sampler(points)) == steps
+    with pytest.raises(ValueError, match=message):
+        sampler(points, **options)

@@ -82,6 +82,8 @@ def plms(points: Sequence[Point]) -> list[Row]:
     first step is taken again with the mean of both ends' eps. The last step keeps its order also where it ends at the
     image. Fourth order where the steps are even in sigma / alpha, second elsewhere.
     """
+    if len(points) == 1:
+        return []
     first, second = points[:2]
     changes = [ratio(there) - ratio(here) for here, there in pairwise(points)]
     rows = [by_noise(first, first, second, [(0, first, changes[0])])]
