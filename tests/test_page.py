@@ -198,8 +198,13 @@ def test_the_page_in_a_browser(browser, address):
 
     def choose(field, name):
         """Choose from a list."""
-        find(f"#{field} input")[0].click()
-        wait(lambda: [option.click() or True for option in find("[role=option]") if option.text.split() == [name]])
+
+        def chosen():
+            if not find("[role=option]"):  # not opened yet, or closed again by what came of another field
+                find(f"#{field} input")[0].click()
+            return [option.click() or True for option in find("[role=option]") if option.text.split() == [name]]
+
+        wait(chosen)
 
     def another(field, value, put=put):
         """Sample with another value of a field, and wait for another image; they are named after what they show."""

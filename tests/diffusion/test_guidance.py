@@ -61,7 +61,13 @@ def expected(scale, combine, threshold):
 
 
 def guided(scale, **options):
-    options = {"sampler": ddpm, "spacing": lambda total, steps: np.arange(999, 0, -100), "noise": NOISE, **options}
+    options = {
+        "sampler": ddpm,
+        "steps": 10,
+        "spacing": lambda total, steps: np.arange(999, 0, -100),
+        "noise": NOISE,
+        **options,
+    }
     *_, frame = model().denoising(LABELS, guidance=scale, **options)
     return ops.convert_to_numpy(frame.x)
 
