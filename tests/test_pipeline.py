@@ -100,3 +100,24 @@ def test_what_has_no_words_or_no_cross_attention_is_refused(model):
         attention(DiffusionModel(bare), 2)
     with pytest.raises(ValueError, match="none"):
         attention(model, [])
+    for asked in (2, {"tokens": [[1, 2, 0, 0]]}, "red"):
+        with pytest.raises(ValueError, match="attention needs prompts: a list of texts"):
+            attention(model, asked)
+    silent = DiffusionModel(model.network, encoder=lambda prompts: model.encoder(prompts), drop=0.1, ema=None)
+    with pytest.raises(ValueError, match="function has none"):
+        attention(silent, ["red"])
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="its CPUs have no such convolutions")
+def test_channels_may_come_first(model):
+    options = {"steps": 2, "guidance": 2.0}
+    noise = np.random.default_rng(0).standard_normal((1, 10, 6, 3)).astype("float32")
+    last = attention(model, ["red blue"], noise=noise, **options)
+    keras.config.set_image_data_format("channels_first")
+    levels = (8, Level(8, 1, partial(cross_attention, heads=2)))
+    network = build_unet((3, 10, 6), levels, context=model.encoder.context)
+    network.set_weights(model.network.get_weights())
+    first = DiffusionModel(network, encoder=model.encoder, drop=0.1, ema=None, seed=0)
+    found = attention(first, ["red blue"], noise=noise.transpose(0, 3, 1, 2), **options)
+    np.testing.assert_allclose(found.maps, last.maps, atol=1e-5)
+    assert np.abs(found.images.transpose(0, 2, 3, 1).astype(int) - last.images).max() <= 1
