@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import unet_keras
-from unet_keras import build_unet, cli
+from unet_keras import AdamW, Muon, build_unet, cli, emoji_table
 from unet_keras.cli import material, sample
 from unet_keras.cli import train as train_command
 
@@ -244,18 +244,33 @@ def test_bad_input_about_text_is_told_in_one_line(arguments, said, photos, capsy
 def test_a_run_is_trained_further_from_its_averaged_weights(captioned, tmp_path):
     assert train("--epochs", "1", "--text", "--classes") == 0
     further = ["train", "--data", "photos", "--size", "8", "--start", "run", "--learning-rate", "1e-9", "--epochs", "1"]
-    assert cli.main([*further, "--text", "--seed", "3", "--remat", "--out", "further"]) == 0
+    assert cli.main([*further, "--text", "--seed", "3", "--remat", "--optimizer", "muon", "--out", "further"]) == 0
     first, then = (keras.saving.load_model(tmp_path / name / "model.keras") for name in ("run", "further"))
     for a, b, c in zip(first.averaged.weights, then.averaged.weights, then.network.weights, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, err_msg=a.path)
         np.testing.assert_allclose(a, c, atol=1e-6, err_msg=a.path)
     assert then.seed == 3 and then.remat and int(then.optimizer.iterations) == 1
+    assert type(first.optimizer) is AdamW and type(then.optimizer) is Muon
     settings = json.loads((tmp_path / "further" / "settings.json").read_text())
     batch = material.training_data(settings, then)["x"][0][1]  # classes were not asked for: all are of any
     assert set(batch) == {"tokens", "label"} and (np.asarray(batch["label"]) == 2).all()
     assert cli.main(["train", "--out", "further", "--resume", "--epochs", "2"]) == 0
     assert cli.main([*further, "--text", "--classes", "--out", "both"]) == 0
     assert cli.main(["sample", "both", "red cats", "--class", "dogs", "--count", "1", "--steps", "1"]) == 0
+
+
+def test_an_epoch_of_emoji_with_classes_shows_rare_ones_more_often():
+    settings = {"data": "emoji", "size": 32, "classes": True, "text": False, "batch_size": 64, "seed": 0}
+    data, table = material.training_data(settings), emoji_table()
+    batches = [data["x"][i] for i in range(len(data["x"]))]
+    images = np.concatenate([images for images, _ in batches])
+    labels = np.concatenate([conditions["label"] for _, conditions in batches])
+    for name, times in (("flags", 8), ("activities", 2), ("objects", 1), ("people & body", 1)):
+        shown = images[labels == data["class_names"].index(name)]
+        own = table.images[(table.splits == "train") & (table.groups == name)]
+        assert sorted(image.tobytes() for image in shown) == sorted(
+            image.tobytes() for image in own for _ in range(times)
+        )
 
 
 def test_what_a_model_to_train_further_does_not_take_is_refused(captioned, tmp_path, capsys):

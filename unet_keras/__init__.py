@@ -98,7 +98,7 @@ from unet_keras.nn.unet import (
     pointwise_head,
     sandwich,
 )
-from unet_keras.optimizers import AdamW
+from unet_keras.optimizers import AdamW, Muon
 from unet_keras.page import explore
 from unet_keras.pipeline import Attended, attention
 from unet_keras.text import BertEncoder, ClipEncoder, T5Encoder, TokenEncoder, cached
@@ -141,7 +141,7 @@ __all__ = [
     "max_pool", "strided_conv", "res_down", "conv_transpose", "nearest_conv", "res_up", "keep_filters",
     "freeze", "with_channels", "with_size", "skip_taps",
     # noise, training, sampling
-    "DiffusionModel", "AdamW",
+    "DiffusionModel", "AdamW", "Muon",
     "Schedule", "Point", "Points", "CLEAN", "linear", "scaled_linear", "cosine", "sigmoid", "flow", "zero_terminal_snr",
     "trailing", "leading", "linspace", "karras", "exponential", "beta",
     "Values", "pixels", "latents",

@@ -1,4 +1,6 @@
-"""Keras's AdamW in fewer operations on TensorFlow; JAX and torch fuse or group them themselves."""
+"""Keras's AdamW in fewer operations on TensorFlow, and Muon for convolutions as well as matrices."""
+
+import math
 
 import keras
 from keras import ops
@@ -11,7 +13,7 @@ class AdamW(keras.optimizers.AdamW):
     The same options, and the same numbers to rounding. On TensorFlow one kernel moves both moments and the variable,
     where Keras takes twelve operations (benchmarks/README.md), and the rows of an embedding that a batch meets twice
     are summed before they are squared, as on JAX and torch. With ``amsgrad``, and for variables other than float32, it
-    is Keras's own.
+    is Keras's own. JAX and torch fuse or group the operations themselves.
     """
 
     def update_step(self, gradient, variable, learning_rate):
@@ -37,3 +39,71 @@ class AdamW(keras.optimizers.AdamW):
             epsilon=self.epsilon,
             grad=tf.convert_to_tensor(gradient, "float32"),  # an embedding's gradient holds the rows it met
         )
+
+
+SMALLEST = 16
+"""The fewest rows and columns of a matrix that Muon moves: the first and the last layer of a U-Net have fewer."""
+QUINTIC = (3.4445, -4.7750, 2.0315)
+"""What brings the singular values of a matrix near to 1 in five steps (Jordan et al. 2024)."""
+
+
+@keras.saving.register_keras_serializable("unet_keras")
+class Muon(AdamW):
+    """AdamW, but for kernels of dense layers and convolutions, whose momentum is made orthogonal (Jordan et al. 2024).
+
+    The step is as long as AdamW's would be (Liu et al. 2025, equation 4), so that its learning rates serve. A
+    convolution's kernel (h, w, in, out) is taken as the matrix (h * w * in, out); ``keras.optimizers.Muon`` leaves
+    those to AdamW, which of a U-Net is nearly all. Embeddings, vectors, and matrices of fewer than 16 rows or columns
+    are moved by AdamW.
+
+    momentum        of the matrices, in Nesterov's form
+    exclude         parts of the paths of variables that AdamW is to move as well, e.g. ("label",)
+    options         AdamW's
+
+    Raises ValueError for a momentum outside [0, 1), and for one text in the place of ``exclude``.
+    """
+
+    def __init__(self, learning_rate=0.001, *, momentum=0.95, exclude=(), **options):
+        super().__init__(learning_rate, **options)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")
+        if isinstance(exclude, str):
+            raise ValueError(f"exclude must be a list of texts, got the one {exclude!r}: write [{exclude!r}].")
+        self.momentum, self.exclude = momentum, tuple(exclude)
+
+    def build(self, variables):
+        """Make the optimizer's own variables, and find the matrices among those that it is to move."""
+        self._matrices = [self._is_matrix(v) for v in variables]
+        super().build(variables)
+
+    def _is_matrix(self, variable):
+        path, rows = variable.path.lower(), math.prod(variable.shape[:-1])
+        excluded = any(part.lower() in path for part in ("embeddings", *self.exclude))
+        return len(variable.shape) in (2, 4) and min(rows, variable.shape[-1]) >= SMALLEST and not excluded
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        if not self._matrices[index]:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        gradient, rate = (ops.cast(x, variable.dtype) for x in (gradient, learning_rate))
+        momentum = self._momentums[index]
+        self.assign(momentum, self.momentum * momentum + gradient)
+        ahead = ops.reshape(gradient + self.momentum * momentum, (-1, variable.shape[-1]))
+        step = orthogonal(ahead) * (0.2 * math.sqrt(max(ahead.shape)))
+        self.assign_sub(variable, rate * ops.reshape(step, variable.shape))
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": self.momentum, "exclude": list(self.exclude)}
+
+
+def orthogonal(matrix, steps: int = 5):
+    """Bring a matrix's singular values near to 1, from 0.7 to 1.2, by Newton-Schulz iteration (Jordan et al. 2024)."""
+    a, b, c = QUINTIC
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else ops.transpose(matrix)
+    x = x / (ops.norm(x) + 1e-7)
+    for _ in range(steps):
+        square = ops.matmul(x, ops.transpose(x))
+        x = a * x + ops.matmul(b * square + c * ops.matmul(square, square), x)
+    return x if wide else ops.transpose(x)

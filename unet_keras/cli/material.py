@@ -60,18 +60,20 @@ def _emoji(settings, encoder, absent):
         raise ValueError(f"The built-in images are 32 x 32, got --size {settings['size']}: leave it out.")
     table = emoji_table()
     names, labels = np.unique(table.groups, return_inverse=True)
-    train_, held = (np.isin(table.splits, splits) for splits in (["train"], ["val", "compose"]))
+    train_, held = (np.flatnonzero(np.isin(table.splits, splits)) for splits in (["train"], ["val", "compose"]))
+    never = table.captions[table.splits != "train"]
+    train_ = np.repeat(train_, _times(labels[train_])) if settings["classes"] else train_
     known, unseen = (type(table)(*(column[chosen] for column in table)) for chosen in (train_, held))
     if settings["text"]:
         texts = [*known.captions, *known.tags, "a an the noto flat"]
         encoder = encoder or TokenEncoder.from_texts(texts, width=192)
 
     def conditions(chosen, captions):
-        named = _repeated(absent, np.count_nonzero(chosen))
+        named = _repeated(absent, len(chosen))
         named |= {"label": labels[chosen].astype("int32")} if settings["classes"] else {}
         return named | (encoder(captions) if settings["text"] else {}) or None
 
-    recoloured = Recoloured(known, never=table.captions[~train_]) if settings["text"] else None
+    recoloured = Recoloured(known, never=never) if settings["text"] else None
 
     def drawn(rng):
         if recoloured is None:
@@ -86,6 +88,12 @@ def _emoji(settings, encoder, absent):
         "encoder": encoder,
         "captions": unseen.captions,
     }
+
+
+def _times(labels):
+    """How often an epoch shows each example: the root of how much rarer its class is than the largest, rounded."""
+    counts = np.bincount(labels)[labels]
+    return np.sqrt(counts.max() / counts).round().astype(int)
 
 
 def _repeated(absent, count):

@@ -17,7 +17,7 @@ from unet_keras.diffusion import predictions, schedules
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.nn.conditions import class_label, timestep
 from unet_keras.nn.unet import build_unet
-from unet_keras.optimizers import AdamW
+from unet_keras.optimizers import AdamW, Muon
 from unet_keras.zoo import ddpm_cifar10, from_preset, patch_unet, small_unet, text_unet
 
 NETWORKS = {
@@ -26,9 +26,13 @@ NETWORKS = {
 READERS = ("text", "slides")  # the networks that take a context
 SCHEDULES = {"linear": schedules.linear, "scaled-linear": schedules.scaled_linear, "cosine": schedules.cosine}
 PREDICTIONS = {"noise": predictions.noise, "velocity": predictions.velocity, "clean": predictions.clean}
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 DEFAULTS = {"schedule": "cosine", "prediction": "velocity", "dtype": "float32"}
 """Of a new network."""
-USUAL = {"data": "emoji", "size": 32, "batch_size": 32, "samples_every": 5, "save_every": 300.0, "keep": 2, "seed": 0}
+USUAL = {
+    "data": "emoji", "size": 32, "batch_size": 32, "samples_every": 5, "save_every": 300.0, "keep": 2, "seed": 0,
+    "optimizer": "adamw",
+}  # fmt: skip
 """Of a new run."""
 CHANGEABLE = ("epochs", "minutes", "learning_rate", "samples_every", "save_every", "keep")
 """What a run that is resumed may be given anew."""
@@ -66,7 +70,8 @@ def add_options(p):
     add("--network", choices=NETWORKS, help="(default: patch, or text with --text)")
     add("--text", action="store_true", help="condition on the emoji's captions, or on the folder's metadata file")
     add("--classes", action="store_true", help="condition on the emoji's group, or on the folder's sub-folders")
-    add("--learning-rate", type=float, help="at its highest, with AdamW (default: 0.0015)")
+    add("--learning-rate", type=float, help="at its highest (default: 0.0015)")
+    add("--optimizer", choices=OPTIMIZERS, help="(default: adamw)")
     add("--schedule", choices=SCHEDULES, help="(default: cosine)")
     add("--prediction", choices=PREDICTIONS, help="(default: velocity)")
     add("--samples-every", type=int, help="epochs between two grids of samples (default: 5)")
@@ -192,7 +197,8 @@ def _new_model(settings, class_names, encoder):
 
 
 def _compile(model, settings):
-    model.compile(AdamW(settings["learning_rate"], weight_decay=1e-4, global_clipnorm=1.0))
+    optimizer = OPTIMIZERS[settings.get("optimizer", "adamw")]  # runs from before there was a choice say nothing
+    model.compile(optimizer(settings["learning_rate"], weight_decay=1e-4, global_clipnorm=1.0))
 
 
 def _fit(model, data, folder, settings):
