@@ -105,17 +105,24 @@ def test_rows_of_an_embedding_that_are_met_twice_are_summed():  # Keras squares 
 
 # ---- Muon -----------------------------------------------------------------------------------------------------------
 
-SHAPES = {"kernel": (40, 16), "wide": (16, 40), "conv": (3, 3, 16, 24), "bias": (16,), "stem": (3, 3, 1, 32)}
-MATRICES = ("kernel", "wide", "conv")
+KERNELS = {"square": (40, 16), "wide": (16, 40), "conv": (3, 3, 16, 24)}
+OTHERS = {"bias": (16,), "stem": (3, 3, 3, 32), "head": (3, 3, 32, 3), "heads": (16, 4, 20)}
 
 
-def moved(optimizer, shapes, steps=4):
-    """Five variables after some steps of gradients that depend on the name alone, flattened."""
-    rngs = [np.random.default_rng(sum(map(ord, name))) for name in shapes]
-    variables = [
-        keras.Variable(rng.normal(size=shape).astype("float32"), name=name)
-        for rng, (name, shape) in zip(rngs, shapes.items(), strict=True)
-    ]
+def variables_of(shapes, names):
+    made = []
+    for scope, shape in shapes.items():
+        rng = np.random.default_rng(sum(map(ord, scope)))
+        with keras.name_scope(scope):
+            name = names.get(scope, "kernel")
+            made.append(keras.Variable(rng.normal(size=shape).astype("float32"), name=name))
+    return made
+
+
+def moved(optimizer, shapes, steps=4, names=None):
+    """What becomes of variables in some steps of random gradients, each its own: flat arrays by name."""
+    variables = variables_of(shapes, names or {})
+    rngs = [np.random.default_rng(len(scope)) for scope in shapes]
     optimizer.build(variables)
     for _ in range(steps):
         gradients = [rng.normal(size=v.shape).astype("float32") for rng, v in zip(rngs, variables, strict=True)]
@@ -123,22 +130,36 @@ def moved(optimizer, shapes, steps=4):
     return {name: keras.ops.convert_to_numpy(v).ravel() for name, v in zip(shapes, variables, strict=True)}
 
 
-@pytest.mark.parametrize("options", [{"weight_decay": 0.0}, {"momentum": 0.5, "weight_decay": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 0.0},
+        {"momentum": 0.5, "weight_decay": 0.1},
+        {"gradient_accumulation_steps": 2, "clipnorm": 1.0},
+    ],
+    ids=str,
+)
 def test_muon_moves_matrices_as_keras_does_and_kernels_of_convolutions_as_matrices(options):
-    ours = moved(Muon(0.05, **options), SHAPES)
-    flat = {name: (int(np.prod(SHAPES[name][:-1])), SHAPES[name][-1]) for name in MATRICES}
+    ours = moved(Muon(0.05, **options), KERNELS | OTHERS)
+    flat = {name: (int(np.prod(shape[:-1])), shape[-1]) for name, shape in KERNELS.items()}
     theirs = moved(keras.optimizers.Muon(0.05, **options), flat)
-    start = moved(Muon(0.05), SHAPES, steps=0)
-    for name in MATRICES:
+    start = moved(Muon(0.05), KERNELS, steps=0)
+    for name in KERNELS:
         assert np.abs(ours[name] - start[name]).mean() > 0.01
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, err_msg=name)
 
 
 def test_muon_leaves_the_rest_and_what_is_excluded_to_adamw():
-    shapes = {**SHAPES, "text_embeddings": (30, 20)}
-    ours, theirs = moved(Muon(0.05, exclude=("wide",), beta_1=0.8), shapes), moved(AdamW(0.05, beta_1=0.8), shapes)
-    same = {name for name in shapes if np.array_equal(ours[name], theirs[name])}
-    assert same == {"wide", "bias", "stem", "text_embeddings"}
+    others = {**OTHERS, "words": (30, 20), "bias_of_heads": (16, 20), "middle": (20, 20)}
+    names = {"words": "embeddings", "bias_of_heads": "bias"}
+    for shapes in (KERNELS | others, {"wide": (16, 40), "square": (40, 16)}):  # of the second nothing is left to AdamW
+        out = [name for name in ("middle",) if name in shapes]
+        muon, adamw = Muon(0.05, exclude=out, beta_1=0.8), AdamW(0.05, beta_1=0.8)
+        ours, theirs = (moved(one, shapes, names=names) for one in (muon, adamw))
+        same = {name for name in shapes if np.allclose(ours[name], theirs[name], atol=1e-6)}
+        assert same == set(shapes) - set(KERNELS)
+        state = sum("velocity" in v.path for v in muon.variables), sum("momentum" in v.path for v in muon.variables)
+        assert state == (len(same), len(shapes))
 
 
 def test_what_muon_makes_orthogonal_is_nearly_so():
@@ -170,8 +191,27 @@ def test_muon_trains_and_is_saved_with_a_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, said", [({"momentum": 1.0}, "momentum .* got 1.0"), ({"exclude": "head"}, r"write \['head'\]")]
+    "options, said",
+    [
+        ({"momentum": 1.0}, "momentum .* got 1.0"),
+        ({"exclude": "head"}, "exclude must be a list of texts.* got 'head'"),
+        ({"exclude": [""]}, "exclude must be a list of texts"),
+        ({"exclude": None}, "exclude must be a list of texts"),
+        ({"exclude": ["tail"]}, "'tail'.*such as .'square/kernel'"),
+    ],
+    ids=str,
 )
 def test_muon_refuses(options, said):
     with pytest.raises(ValueError, match=said):
-        Muon(**options)
+        Muon(**options).build(variables_of(KERNELS, {}))
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch's groups")
+def test_torch_moves_variables_in_groups_as_with_keras(monkeypatch):
+    import torch
+
+    roots, root = [], torch._foreach_sqrt
+    monkeypatch.setattr(torch, "_foreach_sqrt", lambda given: roots.append(len(given)) or root(given))
+    moved(AdamW(0.05), KERNELS | OTHERS, steps=1)
+    moved(Muon(0.05), KERNELS | OTHERS, steps=1)
+    assert roots == [len(KERNELS | OTHERS), len(OTHERS)]

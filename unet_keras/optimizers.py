@@ -5,15 +5,17 @@ import math
 import keras
 from keras import ops
 
+KERAS = type(keras.optimizers.AdamW())  # on torch a class of its own, which moves all variables at once
+
 
 @keras.saving.register_keras_serializable("unet_keras")
-class AdamW(keras.optimizers.AdamW):
+class AdamW(KERAS):
     """``keras.optimizers.AdamW``: Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
 
     The same options, and the same numbers to rounding. On TensorFlow one kernel moves both moments and the variable,
     where Keras takes twelve operations (benchmarks/README.md), and the rows of an embedding that a batch meets twice
     are summed before they are squared, as on JAX and torch. With ``amsgrad``, and for variables other than float32, it
-    is Keras's own. JAX and torch fuse or group the operations themselves.
+    is Keras's own. JAX fuses the operations itself, and on torch Keras groups them.
     """
 
     def update_step(self, gradient, variable, learning_rate):
@@ -42,7 +44,7 @@ class AdamW(keras.optimizers.AdamW):
 
 
 SMALLEST = 16
-"""The fewest rows and columns of a matrix that Muon moves: the first and the last layer of a U-Net have fewer."""
+"""The fewest channels, in and out, of a kernel that Muon moves: the first and the last layer of a U-Net have fewer."""
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """What brings the singular values of a matrix near to 1 in five steps (Jordan et al. 2024)."""
 
@@ -53,45 +55,69 @@ class Muon(AdamW):
 
     The step is as long as AdamW's would be (Liu et al. 2025, equation 4), so that its learning rates serve. A
     convolution's kernel (h, w, in, out) is taken as the matrix (h * w * in, out); ``keras.optimizers.Muon`` leaves
-    those to AdamW, which of a U-Net is nearly all. Embeddings, vectors, and matrices of fewer than 16 rows or columns
-    are moved by AdamW.
+    those to AdamW, which of a U-Net is nearly all. Variables of another name than ``kernel``, kernels of other ranks,
+    and those of fewer than 16 channels in or out are moved by AdamW. What is moved by Muon keeps one moment, not two.
 
-    momentum        of the matrices, in Nesterov's form
-    exclude         parts of the paths of variables that AdamW is to move as well, e.g. ("label",)
+    momentum        of the kernels, in Nesterov's form
+    exclude         parts of the paths of variables that AdamW is to move as well, e.g. ("middle",)
     options         AdamW's
 
-    Raises ValueError for a momentum outside [0, 1), and for one text in the place of ``exclude``.
+    Raises ValueError for a momentum outside [0, 1), for ``exclude`` that is no list of texts, and, once the variables
+    are known, for a text that no path holds.
     """
 
     def __init__(self, learning_rate=0.001, *, momentum=0.95, exclude=(), **options):
         super().__init__(learning_rate, **options)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")
-        if isinstance(exclude, str):
-            raise ValueError(f"exclude must be a list of texts, got the one {exclude!r}: write [{exclude!r}].")
+        listed = isinstance(exclude, list | tuple) and all(isinstance(part, str) and part for part in exclude)
+        if not listed:
+            raise ValueError(f"exclude must be a list of texts, parts of variables' paths, got {exclude!r}.")
         self.momentum, self.exclude = momentum, tuple(exclude)
 
     def build(self, variables):
-        """Make the optimizer's own variables, and find the matrices among those that it is to move."""
+        """Make the optimizer's own variables. Raises ValueError where ``exclude`` names none of those to move."""
+        paths = [v.path for v in variables]
+        unknown = [part for part in self.exclude if not any(part in path for path in paths)]
+        if unknown:
+            raise ValueError(f"exclude names {unknown}, in no variable's path: they are such as {paths[:3]}.")
         self._matrices = [self._is_matrix(v) for v in variables]
         super().build(variables)
 
+    def add_variable_from_reference(self, reference_variable, name=None, initializer="zeros"):
+        """Make a variable of a variable's shape; none for the second moment of what Muon moves, which needs none."""
+        if name in ("velocity", "velocity_hat") and self._is_matrix(reference_variable):
+            return None
+        return super().add_variable_from_reference(reference_variable, name, initializer)
+
     def _is_matrix(self, variable):
-        path, rows = variable.path.lower(), math.prod(variable.shape[:-1])
-        excluded = any(part.lower() in path for part in ("embeddings", *self.exclude))
-        return len(variable.shape) in (2, 4) and min(rows, variable.shape[-1]) >= SMALLEST and not excluded
+        shape, excluded = variable.shape, any(part in variable.path for part in self.exclude)
+        return variable.name == "kernel" and len(shape) in (2, 4) and min(shape[-2:]) >= SMALLEST and not excluded
+
+    def _moves(self, variable):
+        return self._matrices[self._get_variable_index(variable)]
 
     def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
-        if not self._matrices[index]:
+        if not self._moves(variable):
             super().update_step(gradient, variable, learning_rate)
             return
         gradient, rate = (ops.cast(x, variable.dtype) for x in (gradient, learning_rate))
-        momentum = self._momentums[index]
+        momentum = self._momentums[self._get_variable_index(variable)]
         self.assign(momentum, self.momentum * momentum + gradient)
         ahead = ops.reshape(gradient + self.momentum * momentum, (-1, variable.shape[-1]))
         step = orthogonal(ahead) * (0.2 * math.sqrt(max(ahead.shape)))
         self.assign_sub(variable, rate * ops.reshape(step, variable.shape))
+
+    def _parallel_update_step(self, gradients, variables, learning_rate):
+        """Torch's way: kernels one by one, the rest at once."""
+        rest = []
+        for gradient, variable in zip(gradients, variables, strict=True):
+            if self._moves(variable):
+                self.update_step(gradient, variable, learning_rate)
+            else:
+                rest.append((gradient, variable))
+        if rest:
+            super()._parallel_update_step(*zip(*rest, strict=True), learning_rate)
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum, "exclude": list(self.exclude)}
