@@ -18,6 +18,8 @@ import time
 from cost import status
 
 BACKENDS = ("torch", "tensorflow", "jax")
+KEEP_BARRIERS = "--xla_disable_hlo_passes=cse_barrier_expander"
+"""Without it XLA joins what is computed again with what was computed first, on CPUs, and keeps it."""
 
 
 def measure(options):
@@ -76,6 +78,9 @@ def main():
     parser.add_argument("--backend", choices=BACKENDS)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not")
+    parser.add_argument(
+        "--keep-barriers", action="store_true", help="leave out the pass of XLA's that undoes it on CPUs"
+    )
     parser.add_argument("--remat", action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.remat is not None:
@@ -84,6 +89,8 @@ def main():
         for remat in ("--no-remat", "--remat"):
             more = ["--batch", str(options.batch), "--steps", str(options.steps), remat]
             environment = {**os.environ, "KERAS_BACKEND": backend}
+            if backend == "jax" and options.keep_barriers:
+                environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {KEEP_BARRIERS}"
             subprocess.run([sys.executable, __file__, *more], check=True, env=environment)
 
 

@@ -220,8 +220,20 @@ def test_a_run_that_reads_captions_is_sampled_by_prompts_exported_and_resumed(ca
     assert cli.main([*asked, "--out", "p.png"]) == 0 and (tmp_path / "p.png").exists()
     assert cli.main(["sample", "run", "--count", "2", "--steps", "2"]) == 0
     capsys.readouterr()
-    assert cli.main(["sample", "run", "--attention", "w.png", "--count", "1", "--steps", "1"]) == 2
+    assert cli.main(["sample", "run", "--attention", "w.png", "--count", "1", "--steps", "1", "--out", "w2.png"]) == 2
     assert "--attention needs prompts" in capsys.readouterr().err
+    assert not (tmp_path / "w2.png").exists()  # refused before anything was sampled
+
+
+def test_what_prompts_are_sampled_with(captioned, monkeypatch):
+    assert train("--epochs", "1", "--text") == 0
+    asked = []
+    monkeypatch.setattr(unet_keras.DiffusionModel, "generate", lambda self, conditions, **options: asked.append(
+        (conditions["prompt"], options["guidance"], options.get("negative"), options["steps"], options["seed"])
+    ) or np.zeros((2, 8, 8, 3), "uint8"))  # fmt: skip
+    for more in ([], ["--guidance", "2", "--negative", "blue", "--steps", "7", "--seed", "3"]):
+        assert cli.main(["sample", "run", "red cats", "--count", "2", *more]) == 0
+    assert asked == [(["red cats"] * 2, 3.0, None, 50, 0), (["red cats"] * 2, 2.0, ["blue"], 7, 3)]
 
 
 @pytest.mark.parametrize(

@@ -79,3 +79,33 @@ def test_captions_are_names_or_keywords_with_an_article_or_a_style_at_times():
     for found, share in ((names, 0.7), (articles, 0.25), (styles, 0.3)):
         assert abs(found / count - share) < 0.06
     assert emoji_captions(table, np.random.default_rng(0)) == texts != emoji_captions(table, rng)
+
+
+@pytest.mark.parametrize("size", [0, 2.5, True])
+def test_batches_of_no_size_are_refused(size):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more"):
+        Redrawn(IMAGES, draw, batch_size=size)
+
+
+@pytest.mark.parametrize("given", [["a"] * 10, np.arange(10), (IMAGES, np.arange(10))])
+def test_a_draw_that_names_no_conditions_is_refused(given):
+    with pytest.raises(ValueError, match="draw must give {name: array}.* got a (list|ndarray)"):
+        Redrawn(IMAGES, lambda rng: given)
+
+
+def test_no_caption_is_one_that_is_never_to_be_drawn():
+    table = emoji_table()
+    train = type(table)(*(column[table.splits == "train"] for column in table))
+    held = set(table.captions[table.splits != "train"]) - set(train.captions)
+    ends = ("a ", "an ", "the "), (" noto", " flat")
+
+    def drawn(**options):
+        texts = {text for seed in range(20) for text in emoji_captions(train, np.random.default_rng(seed), **options)}
+        for end in ends[0]:
+            texts |= {text.removeprefix(end) for text in texts}
+        for end in ends[1]:
+            texts |= {text.removesuffix(end) for text in texts}
+        return {" ".join(sorted(text.split())) for text in texts}
+
+    sorted_ = {" ".join(sorted(text.split())) for text in held}
+    assert drawn() & sorted_ and not drawn(never=held) & sorted_

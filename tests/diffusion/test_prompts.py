@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from unet_keras import DiffusionModel, TokenEncoder, build_unet, class_label, interval, linear, rescaled, timestep
+from unet_keras import (
+    DiffusionModel,
+    TokenEncoder,
+    build_unet,
+    class_label,
+    interval,
+    linear,
+    masked_sequence,
+    rescaled,
+    timestep,
+)
 from unet_keras.diffusion.schedules import Point
 
 from .helpers import SHAPE, normal, pixels
@@ -163,8 +173,10 @@ def test_drops_that_mean_nothing_are_refused(drop, message):
 
 
 def test_one_drop_needs_a_null_for_every_condition():
-    with pytest.raises(ValueError, match=r"missing: \['label'\]"):
+    with pytest.raises(ValueError, match=r"drop=0.1 drops all .* \['label'\] have no null: give null"):
         model(drop=0.1, null=None)
+    asked = {"prompt": ["red"], "label": [1]}
+    assert model(drop=0.0, null=None).generate(asked, steps=1, progress=False).shape[0] == 1
 
 
 def test_conditions_are_dropped_each_on_its_own_and_those_of_a_prompt_together():
@@ -185,7 +197,8 @@ def test_guidance_in_an_interval_is_one_outside():
     ratios = np.array([row.point.sigma / row.point.alpha for row in rows])
     assert [scale(row.point) for row in rows] == np.where((ratios > 0.5) & (ratios <= 5.0), 3.0, 1.0).tolist()
     assert 0 < ((ratios > 0.5) & (ratios <= 5.0)).sum() < 20
-    assert outputs(["red"], scale) == outputs(["red"], 1.0)  # the single step begins at sigma / alpha = 157
+    with pytest.raises(ValueError, match="guidance is 1 at each of the 1 points.*interval"):
+        outputs(["red"], scale)  # the single step begins at sigma / alpha = 157
     assert outputs(["red"], interval(3.0, 5.0, 200.0)) == outputs(["red"], 3.0)
     pure, clear = Point(999.0, 0.0, 1.0), Point(0.0, 1.0, 0.01)
     assert [interval(3.0, 0.3, np.inf)(point) for point in (pure, clear)] == [3.0, 1.0]
@@ -238,6 +251,24 @@ def test_the_guidance_gap_tells_true_captions_from_shuffled_ones():
     assert gaps["true"] > 3 * gaps["shuffled"] > 0, gaps
 
 
+def test_the_gaps_of_prompt_and_label_each_tell_true_ones_from_shuffled_ones():
+    """Either alone says what the images are, so that the gap of both together is large all the same."""
+    rng = np.random.default_rng(0)
+    captions = rng.choice(WORDS, 256)
+    images = np.array([COLOURS[word] for word in captions], "uint8")[:, None, None].repeat(4, 1).repeat(4, 2)
+    true = {"prompt": captions, "label": np.array([WORDS.index(word) for word in captions])}
+    gaps = {}
+    for shuffled in true:
+        told = {**true, shuffled: rng.permutation(true[shuffled])}
+        held = images[:64], {name: value[:64] for name, value in told.items()}
+        history = reader().fit(images, told, batch_size=32, epochs=20, validation_data=held, verbose=0).history
+        gaps[shuffled] = {name: history[f"val_guidance_gap_{name}"][-1] for name in true}
+        assert history["val_guidance_gap"][-1] > 0.04
+        assert not any(name.startswith("guidance_gap") for name in history)
+    assert gaps["label"]["prompt"] > 2 * gaps["prompt"]["prompt"] > 0, gaps
+    assert gaps["prompt"]["label"] > 2 * gaps["label"]["label"] > 0, gaps
+
+
 def test_the_guidance_gap_is_the_relative_difference_of_two_calls():
     trained = model(drop={"prompt": 0.3})
     trained.compile()
@@ -252,3 +283,68 @@ def test_there_is_no_gap_to_measure_where_nothing_is_dropped():
     trained.compile()
     found = trained.evaluate(pixels(2), {"prompt": ["red", "blue"], "label": [1, 3]}, verbose=0, return_dict=True)
     assert set(found) == {"loss"}
+
+
+class Bare:
+    """An encoder of one's own, which checks nothing."""
+
+    def __call__(self, prompts):
+        return {"context": np.array([[[len(prompt)] * 6] * 3 for prompt in prompts], "float32")}
+
+
+@pytest.mark.parametrize(
+    "prompts, message",
+    [("red", r"got the one 'red': write \['red'\]"), (["a", 3], "entry 1 is int: 3"), (7, "entry 0 is int: 7")],
+)
+def test_prompts_are_checked_before_an_encoder_of_ones_own_sees_them(prompts, message):
+    reads = DiffusionModel(build_unet((4, 4, 3), (8,), context=(3, 6)), encoder=Bare(), drop=0.1)
+    for asked in (
+        lambda: reads.generate({"prompt": prompts}, steps=1),
+        lambda: reads.fit(pixels(3, shape=(4, 4, 3)), {"prompt": prompts}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            asked()
+    with pytest.raises(ValueError, match="prompts must be"):
+        reads.generate(["a", "b"], guidance=2.0, negative={"prompt": prompts}, steps=1)
+
+
+def test_a_tables_column_of_texts_is_a_list_of_prompts():
+    class Column(list):
+        def to_numpy(self):
+            return np.array(list(self), object)
+
+    reads = DiffusionModel(build_unet((4, 4, 3), (8,), context=(3, 6)), encoder=Bare())
+    options = {"steps": 1, "seed": 0, "progress": False}
+    made = [reads.generate(kind(["a", "bcd"]), **options) for kind in (Column, list)]
+    np.testing.assert_array_equal(*made)
+
+
+def test_a_part_of_what_the_encoder_gives_is_not_dropped_alone():
+    with pytest.raises(ValueError, match=r"drop names \['tokens'\], part of what the encoder gives: name .prompt"):
+        model(drop={"tokens": 0.1})
+
+
+def test_contexts_and_nulls_of_two_lengths_are_refused():
+    network = build_unet((4, 4, 3), (8,), context=(None, 6))
+    reads = DiffusionModel(network, null={"context": np.zeros((3, 6))}, drop=0.5)
+    given = np.ones((2, 5, 6), "float32")
+    with pytest.raises(ValueError, match=r"'context' is \(5, 6\) for an image, and what .* is \(3, 6\): bring both"):
+        reads.generate(given, guidance=2.0, steps=1)
+    assert reads.generate(given[:, :3], guidance=2.0, steps=1, progress=False).shape == (2, 4, 4, 3)
+    reads.compile()
+    if keras.backend.backend() != "tensorflow":  # whose graph knows no length ahead
+        with pytest.raises(ValueError, match=r"'context' is \(5, 6\) for an image and its null \(3, 6\)"):
+            reads.fit(pixels(2, shape=(4, 4, 3)), given, verbose=0)
+
+
+@pytest.mark.parametrize("mask", [[[0.0, 0.0, -1e4]], [[0.3, 0.2, 0.1]], [[1, 2, 0]]])
+def test_a_mask_must_be_true_and_false(mask):
+    reads = DiffusionModel(build_unet((4, 4, 3), (8,), context=masked_sequence(3, 6)))
+    asked = {"context": np.ones((1, 3, 6), "float32")}
+    with pytest.raises(ValueError, match="'context_mask' must hold True and False"):
+        reads.generate({**asked, "context_mask": mask}, steps=1)
+    same = [
+        reads.generate({**asked, "context_mask": kept}, steps=1, seed=0, progress=False)
+        for kept in ([[True, True, False]], [[1.0, 1.0, 0.0]])
+    ]
+    np.testing.assert_array_equal(*same)

@@ -149,3 +149,23 @@ def test_networks_without_blocks_are_refused():
         rematerialised(keras.Sequential([layers.Dense(1)]))
     with pytest.raises(ValueError, match="remat must be True or False, got 'full'"):
         DiffusionModel(tiny_unet(), remat="full")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="a pass of XLA's on CPUs")
+@pytest.mark.parametrize("without, saves", [("", False), ("cse_barrier_expander", True)])
+def test_on_cpus_xla_undoes_it_unless_a_pass_is_left_out(without, saves):
+    import jax
+
+    def temporary(remat):
+        model = DiffusionModel(made(partial(build_unet, (16, 16, 3), (16, 32))), remat=remat, ema=None)
+        trainable, rest = ([v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables))
+        inputs = {"image": np.zeros((16, 16, 16, 3), "float32"), "timestep": np.zeros(16, "float32")}
+
+        def loss(trainable):
+            return keras.ops.sum(keras.ops.square(model.stateless_call(trainable, rest, inputs, training=True)[0]))
+
+        options = {"xla_disable_hlo_passes": without} if without else {}
+        compiled = jax.jit(jax.grad(loss)).lower(trainable).compile(compiler_options=options)
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert (temporary(True) < 0.8 * temporary(False)) == saves

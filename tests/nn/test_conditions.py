@@ -84,9 +84,9 @@ def test_a_context_is_projected_with_its_mask():
 def test_mean_pool_is_the_mean_of_the_tokens_that_count(masked):
     inputs, tokens, mask = (masked_sequence if masked else sequence)(5, 6)()
     model = randomized(keras.Model(inputs, mean_pool(tokens, 4, mask=mask)))
-    x, kept = normal(2, 5, 6), np.arange(5) < np.array([[3], [5]])
-    counts = kept if masked else np.ones((2, 5), bool)
-    mean = (x * counts[..., None]).sum(1) / counts.sum(1, keepdims=True)
+    x, kept = normal(3, 5, 6), np.arange(5) < np.array([[3], [5], [0]])  # of the last none
+    counts = kept if masked else np.ones((3, 5), bool)
+    mean = (x * counts[..., None]).sum(1) / np.maximum(counts.sum(1, keepdims=True), 1)
     given = {"context": x, **({"context_mask": kept} if masked else {})}
     np.testing.assert_allclose(output_of(model, given), two_dense(model, "pool", mean), atol=1e-5)
 

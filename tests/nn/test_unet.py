@@ -24,6 +24,7 @@ from keras import layers
 
 from unet_keras import (
     Level,
+    TokenEncoder,
     bridge,
     build_unet,
     class_label,
@@ -377,6 +378,12 @@ def test_refuses_other_input_shapes(shape):
 def test_refuses_malformed_levels(level):
     with pytest.raises(ValueError, match="levels must hold positive filter counts or Levels"):
         tiny_unet([4, level])
+
+
+@pytest.mark.parametrize("context", ["clip", (77,), TokenEncoder(["red"])])
+def test_refuses_what_is_no_context(context):
+    with pytest.raises(ValueError, match=r"context must be \(tokens, width\) or a function, got .*: give"):
+        build_unet((8, 8, 3), context=context)
 
 
 def test_refuses_no_levels():

@@ -79,7 +79,7 @@ def _emoji(settings, encoder, absent):
         if recoloured is None:
             return conditions(train_, None) or {}
         shown = recoloured(rng)
-        return shown.images, conditions(train_, emoji_captions(shown, rng))
+        return shown.images, conditions(train_, emoji_captions(shown, rng, never=never))
 
     return {
         "x": Redrawn(known.images, drawn, batch_size=settings["batch_size"], seed=settings["seed"]),

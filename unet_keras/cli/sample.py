@@ -72,6 +72,8 @@ def sample(arguments) -> None:
     options["sampler"] = SAMPLERS[arguments.sampler]
     if arguments.negative is not None:
         options["negative"] = [arguments.negative]
+    if arguments.attention and not prompts:
+        raise ValueError("--attention needs prompts: there is nothing to look at without.")
     images = model.generate(conditions, **options)
     out = arguments.out or home / "samples.png"
     plots.grid(images, captions=captions, columns=count if len(prompts) > 1 else None, path=out)
@@ -94,8 +96,6 @@ def _usual_guidance(model, prompts):
 
 def _attention(path, model, conditions, count, prompts, options):
     """Draw where the first image of each prompt looked at each word; with more than one prompt a file each."""
-    if not prompts:
-        raise ValueError("--attention needs prompts: there is nothing to look at without.")
     found = pipeline.attention(model, conditions, **options)
     for i in range(len(prompts)):
         file = path if len(prompts) == 1 else path.with_stem(f"{path.stem}_{i}")

@@ -4,6 +4,7 @@ Noto Emoji and Fluent Emoji, captioned with their Unicode names; `EMOJI_NOTICES`
 Clocks and gendered roles have near twins in another split, so pixel distance alone says little about memorising.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,18 +46,23 @@ def load_emoji() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.nd
     return (table.images[train], table.captions[train]), (table.images[test], table.captions[test])
 
 
-def emoji_captions(table: EmojiTable, rng: np.random.Generator) -> list[str]:
+def emoji_captions(table: EmojiTable, rng: np.random.Generator, *, never: Iterable[str] = ()) -> list[str]:
     """Draw a caption for each emoji: its name, or one to three of its keywords; at times with an article, or the style.
+
+    ``never``: captions that no keywords are to make, whatever their order, e.g. those that a model is to be tested on;
+    the name stands in their place.
 
     70% are names; 25% begin with a, an or the; 30% end with the style's word, "noto" or "flat", so that
     "red heart flat" asks for that style.
     """
-    return [_caption(*row, rng) for row in zip(table.captions, table.tags, table.styles, strict=True)]
+    never = {tuple(sorted(caption.split())) for caption in never}
+    return [_caption(*row, rng, never) for row in zip(table.captions, table.tags, table.styles, strict=True)]
 
 
-def _caption(name, tags, style, rng):
+def _caption(name, tags, style, rng, never):
     tags = tags.split("|") if tags else [name]
     text = name if rng.random() < 0.7 else " ".join(rng.permutation(tags)[: rng.integers(1, 4)])
-    if rng.random() < 0.25:
-        text = f"{rng.choice(['a', 'an', 'the'])} {text}"
+    begun = f"{rng.choice(['a', 'an', 'the'])} {text}" if rng.random() < 0.25 else text
+    held = any(tuple(sorted(t.split())) in never for t in (text, begun))  # "a" is a blood type, too
+    text = name if held else begun
     return f"{text} {style}" if rng.random() < 0.3 else text

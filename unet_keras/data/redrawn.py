@@ -17,11 +17,13 @@ class Redrawn(keras.utils.PyDataset):
 
         Redrawn(images, lambda rng: encoder(captions(rng)))
 
-    Raises ValueError where ``draw`` gives other than N rows.
+    Raises ValueError where ``draw`` gives other than N rows or no {name: array}, and for a ``batch_size`` below 1.
     """
 
     def __init__(self, images: np.ndarray, draw: Draw, *, batch_size: int = 32, seed: int = 0):
         super().__init__(workers=1)  # see ImageFolder
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of 1 or more, got {batch_size!r}.")
         self.images, self.batch_size = images, batch_size
         self._draw, self._seed = draw, seed
         self.set_epoch(0)
@@ -43,7 +45,10 @@ class Redrawn(keras.utils.PyDataset):
         rng = np.random.default_rng([self._seed, epoch])
         self._epoch, self._order = epoch, rng.permutation(len(self.images))
         drawn = self._draw(rng)
-        self._shown, self._conditions = drawn if isinstance(drawn, tuple) else (self.images, drawn)
+        self._shown, self._conditions = drawn if isinstance(drawn, tuple) and len(drawn) == 2 else (self.images, drawn)
+        if not isinstance(self._conditions, Mapping):
+            kind = type(self._conditions).__name__
+            raise ValueError(f"draw must give {{name: array}}, or images and that, got a {kind}: encode texts first.")
         for name, values in {"images": self._shown, **self._conditions}.items():
             if len(values) != len(self.images):
                 raise ValueError(f"draw gave {len(values)} rows of {name!r} for {len(self.images)} images.")

@@ -94,12 +94,14 @@ class Inputs:
 
         Raises ValueError for prompts without an encoder, and for conditions given beside it.
         """
+        y = y.to_numpy() if hasattr(y, "to_numpy") else y  # a table's column
         if _is_text(y) or (self.encoder is not None and isinstance(y, list | tuple) and not len(y)):
             y = {"prompt": y}
         if not isinstance(y, dict) or "prompt" not in y:
             return y
         if self.encoder is None:
             raise ValueError("conditions must hold numbers; texts need an encoder: DiffusionModel(..., encoder=...).")
+        _check_prompts(y["prompt"])
         made, rest = self.encoder(y["prompt"]), {name: value for name, value in y.items() if name != "prompt"}
         if set(made) & set(rest):
             raise ValueError(f"Conditions {sorted(set(made) & set(rest))} are given twice: by the encoder as well.")
@@ -165,6 +167,16 @@ def _is_text(y):
     return isinstance(y, list | tuple) and any(isinstance(entry, str) for entry in y)
 
 
+def _check_prompts(prompts):
+    """Raise ValueError for a bare string and for entries that are none, whatever an encoder makes of them."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list of strings, got the one {prompts!r}: write [{prompts!r}].")
+    other = [(i, p) for i, p in enumerate(prompts) if not isinstance(p, str)] if np.ndim(prompts) else [(0, prompts)]
+    if other:
+        number, entry = other[0]
+        raise ValueError(f"prompts must be strings, but entry {number} is {type(entry).__name__}: {entry!r:.80}.")
+
+
 def check_shape(given, shape):
     """Raise ValueError unless images of a shape fit the network's (B, H, W, C); None is a size not known yet."""
     fits = len(given) == 4 and all(w in (None, g) or g is None for w, g in zip(shape[1:], given[1:], strict=True))
@@ -189,6 +201,10 @@ def check_condition(name, value, entry, count):
         raise ValueError(f"condition {name!r} must hold numbers, got {value.dtype}.")
     if not np.isfinite(value).all():
         raise ValueError(f"condition {name!r} holds NaN or infinity.")
+    if entry.dtype == "bool" and not np.isin(value, (0, 1)).all():
+        raise ValueError(
+            f"condition {name!r} must hold True and False, True where something counts, got other numbers."
+        )
     if "int" in entry.dtype and (value != np.round(value)).any():
         raise ValueError(f"condition {name!r} must hold whole numbers, got {value.dtype}.")
     if entry.classes and value.size and (value.min() < 0 or value.max() >= entry.classes):

@@ -16,7 +16,7 @@ from unet_keras.diffusion.attached import state_scope
 from unet_keras.diffusion.dropping import Dropping
 from unet_keras.diffusion.inputs import Inputs, check_end, is_array
 from unet_keras.diffusion.losses import as_loss, portable, weighted_mean
-from unet_keras.diffusion.options import check_compiled, check_options
+from unet_keras.diffusion.options import check_compiled, check_options, check_parts
 from unet_keras.diffusion.predictions import Prediction, noise
 from unet_keras.diffusion.remat import rematerialised
 from unet_keras.diffusion.replicas import apply_whole, logged, share_of, together
@@ -80,6 +80,7 @@ class DiffusionModel(SampledModel):
         # it would round the timesteps and the images before the network sees them.
         kwargs.setdefault("dtype", network.dtype_policy)
         super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
+        check_parts(schedule, prediction)
         self.network, self.schedule, self.prediction, self.values = network, schedule, prediction, values
         self.weight = None if weight is None else np.asarray(weight, "float64")
         self.encoder, self.drop, self.ema, self.remat = encoder, drop, ema, remat
@@ -88,7 +89,7 @@ class DiffusionModel(SampledModel):
         self.dropping = Dropping(self.named_inputs, dict(null or {}), drop)
         check_options(self)
         self.bound = bound(schedule, prediction, values.bounded) if learned(network) else None
-        self.guidance_gap = keras.metrics.Mean(name="guidance_gap") if self.dropping.shares else None
+        self.gaps = {name: keras.metrics.Mean(name=name) for name in self.dropping.groups}
         self.train_noise = keras.random.SeedGenerator(derived(self.seed, 0), name="train_noise")
         self.val_noise = keras.random.SeedGenerator(derived(self.seed, 1), name="val_noise")
         self.noise_loss = keras.losses.MeanSquaredError()
@@ -186,7 +187,8 @@ class DiffusionModel(SampledModel):
     def train_step(self, *args):
         out = self._with_noise(super().train_step, args, self.train_noise, self.dropping)
         logs = out[0] if keras.backend.backend() == "jax" else out
-        logs.pop("guidance_gap", None)  # measured in validation only
+        for name in self.gaps:
+            logs.pop(name, None)  # measured in validation only
         if self.ema_network is None:
             return out
         if keras.backend.backend() == "jax":
@@ -206,12 +208,12 @@ class DiffusionModel(SampledModel):
         return out
 
     def test_step(self, *args):
-        return self._with_noise(super().test_step, args, self.val_noise, gap=self.guidance_gap)
+        return self._with_noise(super().test_step, args, self.val_noise, gaps=self.gaps)
 
-    def _with_noise(self, keras_step, args, generator, dropping=None, gap=None):
+    def _with_noise(self, keras_step, args, generator, dropping=None, gaps=None):
         if keras.backend.backend() != "jax":
             data = self.corrupted(args[0], generator, dropping)
-            self._measure(gap, data[0])
+            self._measure(gaps, data[0])
             return logged(keras_step(data))
         # JAX's steps take and return their state. The advanced generator must go back into it, or the same noise
         # would be compiled into every step.
@@ -219,20 +221,24 @@ class DiffusionModel(SampledModel):
         pairs = [(self.trainable_variables, trainable), (self.non_trainable_variables, rest)]
         with state_scope([*pairs, (self.metrics_variables, metrics)]) as scope:
             data = self.corrupted(data, generator, dropping)
-            self._measure(gap, data[0])
+            self._measure(gaps, data[0])
         changed = (self.non_trainable_variables, self.metrics_variables)
         rest, metrics = ([scope.get_current_value(v) for v in variables] for variables in changed)
         return keras_step((trainable, rest, *others, metrics), data)
 
-    def _measure(self, gap, inputs):
-        """Note how far the output moves, relative to its size, when all that can be dropped is dropped."""
-        if gap is None:
+    def _measure(self, gaps, inputs):
+        """Note how far the output moves, relative to its size, when conditions are dropped: all, and each."""
+        if not gaps:
             return
-        pair = (inputs, self.dropping.without(inputs))
-        given, bare = (ops.cast(self._predicted(self.averaged(x, training=False)), "float32") for x in pair)
+        given = self._output(inputs)
         share = share_of(ops.shape(given)[0])
-        moved, size = (share.add(ops.sum(ops.square(v))) for v in (given - bare, given))
-        gap.update_state(ops.sqrt(moved / size))
+        size = share.add(ops.sum(ops.square(given)))
+        for name, dropped in self.dropping.groups.items():
+            moved = given - self._output(self.dropping.without(inputs, dropped))
+            gaps[name].update_state(ops.sqrt(share.add(ops.sum(ops.square(moved))) / size))
+
+    def _output(self, inputs):
+        return ops.cast(self._predicted(self.averaged(inputs, training=False)), "float32")
 
     def _update_average(self):
         """Move the average towards the weights, once an update of the weights, whatever happened in between."""
@@ -275,7 +281,8 @@ class DiffusionModel(SampledModel):
         """Compute the loss on held-out images with the averaged weights, and with the same noise at every call.
 
         With ``drop`` also ``guidance_gap``, the root mean square by which the output changes when all that can be
-        dropped is dropped, relative to the output's own: near zero where the conditions do nothing.
+        dropped is dropped, relative to the output's own: near zero where the conditions do nothing. Where several are
+        dropped each on its own, the same of each alone, e.g. ``guidance_gap_prompt`` and ``guidance_gap_label``.
         """
         if not kwargs.get("_use_cached_eval_dataset"):  # given by fit, whose data have been checked
             x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)

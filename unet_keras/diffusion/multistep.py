@@ -150,7 +150,7 @@ def dpmpp_3m(points: Sequence[Point]) -> list[Row]:
 
 @_after_pure_noise
 def dpmpp_3m_sde(points: Sequence[Point], *, eta: float = 1.0) -> list[Row]:
-    """SDE-DPM-Solver++(3M), as in k-diffusion. One call a step; a step that ends at the image gives D.
+    """SDE-DPM-Solver++(3M), as in k-diffusion (in diffusers phi_3 adds 1/2). One call a step; one to the image gives D.
 
     As ``dpmpp_2m_sde``, with alpha' (1 - e^-H) D + alpha' phi_2 d_1 - alpha' phi_3 d_2 in D~'s place, H = (1 + eta) h,
     phi_2 = 1 - (1 - e^-H) / H, phi_3 = phi_2 / H - 1/2, and d_1, d_2 divided differences of D. Second order: for

@@ -2,7 +2,17 @@
 
 import numpy as np
 
+from unet_keras.diffusion.predictions import Prediction
 from unet_keras.diffusion.replicas import check_strategy
+from unet_keras.diffusion.schedules import Schedule
+
+
+def check_parts(schedule, prediction):
+    """Raise ValueError for what is no schedule, e.g. a function that makes one, and no prediction."""
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule must be a Schedule, as linear() and cosine() give, got {schedule!r:.100}.")
+    if not isinstance(prediction, Prediction):
+        raise ValueError(f"prediction must be a Prediction, such as noise or velocity, got {prediction!r:.100}.")
 
 
 def check_options(model):

@@ -6,6 +6,9 @@ layers, names and files; only how a training pass runs through it differs.
 Keras's own ``keras.remat`` around layers is not enough: the second run draws another Dropout mask (on TensorFlow and
 torch without a word, and the gradients are wrong), and it does not know that it is in training. So a block becomes a
 pure function here, of its inputs and its weights; its random generators begin both runs in the same state.
+
+On JAX's CPUs a pass of XLA's joins the second run with the first and keeps all as before, unless it is left out:
+``XLA_FLAGS=--xla_disable_hlo_passes=cse_barrier_expander``.
 """
 
 import re

@@ -1,8 +1,10 @@
 """What one call of ``generate`` is to do: checked, brought to arrays and rows, before anything is computed."""
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import keras
 import numpy as np
@@ -43,8 +45,9 @@ class Request:
         """
         count = len(self.numbers)
         size = count if size is None else size
-        if size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {size}.")
+        if not is_whole(size) or size < 1:
+            raise ValueError(f"batch_size must be a whole number of 1 or more, got {size!r}.")
+        size = int(size)
         whole, size = (-(-n // parts()) * parts() for n in (count, size))
         images = np.minimum(np.arange(whole), count - 1)
         return [self._part(images[i : i + size]) for i in range(0, whole, size)]
@@ -108,10 +111,16 @@ def request(
     ``null`` holds, of one example, those conditions that training dropped. ``upwards`` is for samplers whose rows lead
     from the image to noise.
     """
+    functions = {"sampler": sampler, "spacing": spacing, "combine": combine, "threshold": threshold}
+    for name, function in functions.items():
+        if not callable(function):
+            raise ValueError(f"{name} must be a function, such as unet_keras's of that kind, got {function!r:.100}.")
     count, conditions, given = named_conditions(named_inputs, conditions, null)
-    _check_steps(steps, len(schedule))
+    steps = _checked_steps(steps, len(schedule))
     points = schedule.points(_spaced(spacing, len(schedule), steps)[-_done(steps, strength, start, noise) :])
     rows = sampler(points)
+    if not len(rows):
+        raise ValueError(f"sampler gave no rows for the {len(points)} points that it is to visit.")
     _check_direction(rows, upwards)
     if start is not None:
         start = _start(named_inputs, start, count, size)
@@ -122,11 +131,18 @@ def request(
         noise = _check_noise(noise, (1 + len(rows), count, *shape), any(row.c for row in rows))
     if seed is None:
         seed = random.getrandbits(31)
-    elif int(seed) != seed or seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {seed}.")
+    elif not is_whole(seed) or seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}.")
+    if not callable(guidance) and (isinstance(guidance, bool) or not isinstance(guidance, Real | np.generic)):
+        raise ValueError(f"guidance must be a number, or a function of the point that is visited, got {guidance!r}.")
     scale = guidance if callable(guidance) else float(guidance)
     scales = [scale(row.point) if callable(scale) else scale for row in rows]
     guided = _check_guidance(scales, named_inputs, null)
+    if callable(guidance) and not guided:
+        raise ValueError(
+            f"guidance is 1 at each of the {len(rows)} points that are visited, so that nothing would be guided: an "
+            "interval, say, in which none of them falls. Widen it, or leave guidance at 1."
+        )
     away = _away(named_inputs, conditions, null, negative) if guided else None
     if guided and negative is None and not given & set(null):
         raise ValueError(
@@ -170,6 +186,12 @@ def _away(named_inputs, conditions, null, negative):
             value = _repeated(value[0], count) if len(value) == 1 else value
             check_condition(f"{name} of negative", value, named_inputs.conditions[name], count)
             away[name] = value
+    for name, value in away.items():
+        if np.shape(value)[1:] != np.shape(conditions[name])[1:]:
+            raise ValueError(
+                f"condition {name!r} is {np.shape(conditions[name])[1:]} for an image, and what guidance leads away "
+                f"from, its null or negative, is {np.shape(value)[1:]}: bring both to one length."
+            )
     return {name: _cast(value, named_inputs.conditions[name]) for name, value in away.items()}
 
 
@@ -191,20 +213,28 @@ def _cast(value, entry):
     return np.asarray(value).astype(entry.dtype)
 
 
-def _check_steps(steps, total):
-    if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= total:
-        raise ValueError(f"steps must be a whole number from 1 to the schedule's {total}, got {steps}.")
+def is_whole(value) -> bool:
+    """Tell whether a value is a whole number, as an int or a float."""
+    number = isinstance(value, Real | np.generic) and not isinstance(value, bool | np.bool_)
+    return number and float(value).is_integer()
+
+
+def _checked_steps(steps, total):
+    if not is_whole(steps) or not 1 <= steps <= total:
+        raise ValueError(f"steps must be a whole number from 1 to the schedule's {total}, got {steps!r}.")
+    return int(steps)
 
 
 def _spaced(spacing, total, steps):
     """Give the timesteps to visit, (steps,), and check that they fall."""
     try:
-        timesteps = np.asarray(spacing(total, steps), "float64")
+        inspect.signature(spacing).bind(total, steps)
     except TypeError as error:
         raise ValueError(
             f"spacing must take (T, steps) alone, got {spacing!r}: bind what else it needs, as in "
             "functools.partial(karras, schedule=model.schedule)."
         ) from error
+    timesteps = np.asarray(spacing(total, steps), "float64")
     if timesteps.shape != (steps,) or not (np.diff(timesteps) < 0).all() or not np.isfinite(timesteps).all():
         raise ValueError(f"spacing must give {steps} timesteps that fall, noisiest first; got {timesteps}.")
     return timesteps
@@ -222,8 +252,8 @@ def _check_direction(rows, upwards):
 
 def _done(steps, strength, start, noise):
     """Give how many of the steps are done."""
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength must be above 0 and at most 1, all the way from noise, got {strength}.")
+    if not isinstance(strength, Real | np.generic) or not 0 < strength <= 1:
+        raise ValueError(f"strength must be above 0 and at most 1, all the way from noise, got {strength!r}.")
     if start is None and noise is None and strength != 1:
         raise ValueError(f"strength={strength} is of the way that start goes: give start, or leave strength at 1.")
     return max(round(strength * steps), 1)

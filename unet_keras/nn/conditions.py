@@ -9,7 +9,7 @@ import keras
 from keras import layers
 
 from unet_keras.nn.blocks import role, silu
-from unet_keras.nn.layers import TimestepEmbedding
+from unet_keras.nn.layers import MeanOfValid, TimestepEmbedding
 
 
 def two_dense(x, width, *, name=None):
@@ -143,6 +143,9 @@ def projected(context, width):
 
 
 def mean_pool(context, width, *, mask=None, name="pool"):
-    """Sum a context up in one vector: the mean of its valid tokens (B, D), then dense-silu-dense: (B, width)."""
-    x = layers.GlobalAveragePooling1D(data_format="channels_last", name=role(name, "mean"))(context, mask=mask)
+    """Sum a context up in one vector: the mean of its valid tokens (B, D), then dense-silu-dense: (B, width).
+
+    The mean of no valid token is zero.
+    """
+    x = MeanOfValid(data_format="channels_last", name=role(name, "mean"))(context, mask=mask)
     return two_dense(x, width, name=name)

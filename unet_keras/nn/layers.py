@@ -98,6 +98,17 @@ class AddPerChannel(_Spatial):
 
 
 @serializable
+class MeanOfValid(keras.layers.GlobalAveragePooling1D):
+    """The mean of the tokens that count, (B, L, D) -> (B, D); of none zero, where Keras's layer gives NaN."""
+
+    def call(self, inputs, mask=None):
+        if mask is None:
+            return super().call(inputs)
+        mask = ops.expand_dims(ops.cast(mask, inputs.dtype), axis=-1)
+        return ops.sum(inputs * mask, axis=1) / ops.maximum(ops.sum(mask, axis=1), 1.0)
+
+
+@serializable
 class GroupNorm(_Spatial):
     """Group normalisation (Wu & He 2018) of a feature map, statistics in float32 whatever the compute dtype.
 

@@ -182,10 +182,11 @@ def build_unet(
     activation    applied to the output, for other uses than diffusion (e.g. "sigmoid" for masks)
 
     Raises ValueError for an input shape of other than three numbers, for empty or malformed levels, for two inputs of
-    one name.
+    one name, and for a context that is none, e.g. an encoder in its place.
     """
     _check_input_shape(input_shape)
     levels, up_levels = _as_levels(levels, up_levels)
+    _check_context(context)
     image = keras.Input(input_shape, name="image")
     inputs = {"image": image}
     emb_width = emb_width or 4 * levels[0].filters
@@ -299,6 +300,13 @@ def _added_up(vectors):
     for i, vector in enumerate(vectors):
         emb = vector if emb is None else layers.Add(name=f"emb_add{i}")([emb, vector])
     return emb
+
+
+def _check_context(context):
+    pair = isinstance(context, tuple | list) and len(context) == 2
+    if hasattr(context, "context") or not (context is None or pair or callable(context)):
+        remedy = "give its .context" if hasattr(context, "context") else "give (77, 768), say"
+        raise ValueError(f"context must be (tokens, width) or a function, got {context!r:.80}: {remedy}.")
 
 
 def _add_context(inputs, context):

@@ -62,7 +62,9 @@ class CachedEncoder:
         return self.folder / self.encoder.fingerprint / f"{digest}.npz"
 
     def words(self, prompts) -> list[list[str]]:
-        """Say what the places in the context stand for, as the encoder does."""
+        """Say what the places in the context stand for, as the encoder does. Raises ValueError where it does not."""
+        if not hasattr(self.encoder, "words"):
+            raise ValueError(f"words needs an encoder with words(prompts); {type(self.encoder).__name__} has none.")
         return self.encoder.words(prompts)
 
     @property

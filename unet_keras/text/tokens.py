@@ -81,6 +81,9 @@ class TokenEncoder:
         """Know every word that occurs at least ``least`` times in the texts; ``options`` are the class's own."""
         texts = list(texts) if isinstance(texts, Iterator) else texts
         counts = Counter(word for text in check_prompts(texts) for word in split_words(text))
+        if least > max(counts.values(), default=0):
+            most = f"the most frequent occurs {max(counts.values())} times" if counts else "the texts hold none"
+            raise ValueError(f"least={least} leaves no word: {most}.")
         return cls(sorted(word for word, count in counts.items() if count >= least), **options)
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
