@@ -10,6 +10,7 @@ where nothing else is said.
 import argparse
 import json
 import time
+from itertools import combinations
 from pathlib import Path
 
 import keras
@@ -74,30 +75,40 @@ def prompts(model, table, options):
     plots.grid(images, captions=PROMPTS, columns=6, path=options.out / "prompts.png")
     found = attention(model, ["red heart", "blue circle"], guidance=options.guidance, steps=options.steps, seed=1)
     plots.attention(found.images[0], found.words[0], found.maps[0], path=options.out / "attention.png")
-    return {"never seen": sorted(set(PROMPTS) - trained_on(table)), "of": len(PROMPTS)}
+    seen = trained_on(table)
+    return {"never seen": sorted(prompt for prompt in PROMPTS if words_of(prompt) not in seen), "of": len(PROMPTS)}
+
+
+def words_of(text):
+    """A prompt's words in the order of the alphabet, without the articles that training puts before captions."""
+    return tuple(sorted(set(text.split()) - {"a", "an", "the"}))
 
 
 def trained_on(table):
-    """The prompts, in each of their forms with an article, that training can have shown with some image."""
+    """What training can have shown with some image, as ``words_of``: names, up to three keywords, recoloured emoji."""
     train = table.splits == "train"
     known = type(table)(*(column[train] for column in table))
     other, rng = Recoloured(known, never=table.captions[~train], share=1.0), np.random.default_rng(0)
-    seen = {word for tags in known.tags for word in tags.split("|")} | set(known.captions)
-    for _ in range(100):
+    seen = set(known.captions)
+    for tags in known.tags:
+        seen |= {" ".join(chosen) for n in (1, 2, 3) for chosen in combinations(tags.split("|"), n)}
+    for _ in range(40):  # each of eight colours with one chance in eight
         seen |= set(other(rng).captions)
-    return seen | {f"{article} {text}" for article in ("a", "an", "the") for text in seen}
+    return {words_of(text) for text in seen}
 
 
 def held(model, table, options):
     """A grid of captions that were never trained on, of words that were: the sample, and the emoji itself beside it."""
-    unseen = np.flatnonzero(table.splits == "val")
+    seen = trained_on(table)
+    unseen = [i for i in np.flatnonzero(table.splits == "val") if words_of(table.captions[i]) not in seen]
+    unseen = np.array(unseen)
     captions, first = np.unique(table.captions[unseen], return_index=True)
     chosen = np.linspace(0, len(captions) - 1, 24).round().astype(int)
     images = drawn(model, list(captions[chosen]), options)
     pairs = np.stack([images, table.images[unseen[first[chosen]]]], axis=1).reshape(-1, 32, 32, 3)
     names = [name for caption in captions[chosen] for name in (caption, "")]
     plots.grid(pairs, captions=names, columns=8, path=options.out / "held.png")
-    return {"of": len(chosen)}
+    return {"of": len(chosen), "captions never seen": len(captions)}
 
 
 def colours(model, table, options):

@@ -122,3 +122,9 @@ def test_what_is_refused(tmp_path):
         cached(lambda prompts: {}, tmp_path)
     with pytest.raises(ValueError, match="must be a list of strings"):
         cached(Letters(), tmp_path)("a")
+
+    class Silent:
+        fingerprint = "silent"
+
+    with pytest.raises(ValueError, match="Silent has none"):
+        cached(Silent(), tmp_path).words(["a"])

@@ -72,6 +72,12 @@ def test_long_prompts_are_cut_with_a_warning_that_shows_the_cut():
 
 def test_rare_words_may_be_left_out_of_the_vocabulary():
     assert TokenEncoder.from_texts([*TEXTS, "red"], least=2).vocabulary == ["heart", "red"]
+    for texts, message in (
+        ([*TEXTS, "red"], "least=9 leaves no word: the most frequent occurs 2 times"),
+        ([""], "hold none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TokenEncoder.from_texts(texts, least=9)
 
 
 @pytest.mark.parametrize(
