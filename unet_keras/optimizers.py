@@ -5,7 +5,8 @@ import math
 import keras
 from keras import ops
 
-KERAS = type(keras.optimizers.AdamW())  # on torch a class of its own, which moves all variables at once
+# On torch a class of its own, which moves all variables at once. Not made whole: that would initialise the devices.
+KERAS = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
 @keras.saving.register_keras_serializable("unet_keras")
