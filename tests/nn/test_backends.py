@@ -18,7 +18,7 @@ from helpers import (
 )
 
 import unet_keras
-from unet_keras import Level, conv_transpose, nearest_conv, res_down
+from unet_keras import Level, conv_transpose, mean_pool, nearest_conv, res_down
 
 THERE = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}[keras.backend.backend()]
 """One other: run on each backend, all three are compared."""
@@ -42,6 +42,7 @@ def every_kind_of_layer():
         block=tiny_film_block,
         down=partial(res_down, groups=2),
         up=conv_transpose,
+        pool=mean_pool,
     )
 
 
