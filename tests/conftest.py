@@ -45,7 +45,7 @@ def forgotten():
         import jax
 
         jax.clear_caches()
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     if keras.backend.backend() != "torch":  # which compiles nothing
         gc.collect()  # what clear_session let go of
 
@@ -66,3 +66,9 @@ def untraced():
 def pytest_collection_modifyitems(items):
     """Begin with the file that takes longest, or one process would be left alone with it at the end."""
     items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
+def pytest_collection_finish():
+    """Spare Python looking through everything that was imported, again and again, for what could be freed."""
+    gc.collect()
+    gc.freeze()

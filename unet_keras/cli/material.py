@@ -91,9 +91,9 @@ def _emoji(settings, encoder, absent):
 
 
 def _times(labels):
-    """How often an epoch shows each example: the root of how much rarer its class is than the largest, rounded."""
+    """How often an epoch shows each example: by how much its class is rarer than the largest, to the power of 3/4."""
     counts = np.bincount(labels)[labels]
-    return np.sqrt(counts.max() / counts).round().astype(int)
+    return ((counts.max() / counts) ** (3 / 4)).round().astype(int)
 
 
 def _repeated(absent, count):
