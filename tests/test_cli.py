@@ -89,6 +89,7 @@ def test_train_leaves_a_run_that_can_be_sampled_and_resumed(photos, tmp_path, ca
         assert one.size == (8, 8) and grid.width > 3 * 64 and gif.n_frames == 2
 
 
+@pytest.mark.once
 def test_the_same_seed_samples_the_same_pictures(photos, tmp_path):
     train("--epochs", "1")
     for out in ("a", "b"):
@@ -98,6 +99,7 @@ def test_the_same_seed_samples_the_same_pictures(photos, tmp_path):
     assert (a == b).all() and (a != c).any()
 
 
+@pytest.mark.once
 def test_ctrl_c_ends_training_and_leaves_a_usable_run(photos, tmp_path, capsys):
     class Press(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -135,6 +137,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_one_that_explo
     assert json.loads((run / "settings.json").read_text())["learning_rate"] == 1e36
 
 
+@pytest.mark.once
 def test_a_streamed_run_killed_in_an_epoch_and_resumed_ends_as_one_on_the_folder_in_memory(photos, tmp_path):
     rng = np.random.default_rng(1)
     for i in range(4, 20):
@@ -225,6 +228,7 @@ def test_a_run_that_reads_captions_is_sampled_by_prompts_exported_and_resumed(ca
     assert not (tmp_path / "w2.png").exists()  # refused before anything was sampled
 
 
+@pytest.mark.once
 def test_what_prompts_are_sampled_with(captioned, monkeypatch):
     assert train("--epochs", "1", "--text") == 0
     asked = []
@@ -253,6 +257,7 @@ def test_bad_input_about_text_is_told_in_one_line(arguments, said, photos, capsy
     assert said in error and "\n" not in error
 
 
+@pytest.mark.once
 def test_a_run_is_trained_further_from_its_averaged_weights(captioned, tmp_path):
     assert train("--epochs", "1", "--text", "--classes") == 0
     further = ["train", "--data", "photos", "--size", "8", "--start", "run", "--learning-rate", "1e-9", "--epochs", "1"]
@@ -285,6 +290,7 @@ def test_an_epoch_of_emoji_with_classes_shows_rare_ones_more_often():
         )
 
 
+@pytest.mark.once
 def test_what_a_model_to_train_further_does_not_take_is_refused(captioned, tmp_path, capsys):
     train("--epochs", "1")
     cli.main(["train", "--data", "photos", "--size", "8", "--classes", "--epochs", "1", "--out", "classes"])

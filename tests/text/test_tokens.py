@@ -44,6 +44,7 @@ def test_words_of_other_scripts_are_whole_and_keep_their_marks():
     assert split_words("ﬁne Ünï_x, don't") == ["fine", "uni_x", "don", "t"]
 
 
+@pytest.mark.once
 def test_the_shipped_vocabulary_is_that_of_the_emoji():
     table = emoji_table()
     known = table.splits == "train"

@@ -144,6 +144,7 @@ OLD = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("form", OLD)
 def test_older_names(bases, tmp_path, form):
     theirs = with_adapter(theirs_of(bases["SD"]), r=2, lora_alpha=2, target_modules=ATTENTION)
@@ -177,7 +178,7 @@ def test_alphas_in_tensors_and_half_precision(bases, tmp_path):
 # ---- ours in theirs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("alpha", [None, 5.0])
+@pytest.mark.parametrize("alpha", [None, pytest.param(5.0, marks=pytest.mark.once)])
 @pytest.mark.parametrize(
     ("base", "layers"),
     [
@@ -246,6 +247,7 @@ def test_unconditional_networks_by_peft_alone(bases, tmp_path):
 # ---- there and back -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("layers", [OUR_CONVOLUTIONS, r"/(query|key|value|out)$|proj_|_feed_out"])
 def test_there_and_back_is_exact(bases, tmp_path, layers):
     ours = with_random_factors(ours_of(bases["linear"]), alpha=5.0, layers=layers)
@@ -287,6 +289,7 @@ def edited(change):
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -326,6 +329,7 @@ def test_files_that_are_refused(bases, tmp_path, damage, message):
     assert adapted(ours) == {} and len(ours.trainable_weights) == len(ours.weights)
 
 
+@pytest.mark.once
 def test_networks_that_are_refused(bases, tmp_path):
     ours = ours_of(bases["SD"])
     with pytest.raises(ValueError, match="unet has no LoRA to save"):
