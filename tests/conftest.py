@@ -75,3 +75,8 @@ def pytest_collection_finish():
     """Spare Python looking through everything that was imported, again and again, for what could be freed."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish():
+    """Some plugins look for what refers to a thing, and do not find what is frozen."""
+    gc.unfreeze()

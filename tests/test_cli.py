@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import unet_keras
-from unet_keras import AdamW, Muon, build_unet, cli, emoji_table
+from unet_keras import AdamW, Muon, build_unet, cli, emoji_table, from_preset
 from unet_keras.cli import material, sample
 from unet_keras.cli import train as train_command
 
@@ -268,6 +268,7 @@ def test_a_run_is_trained_further_from_its_averaged_weights(captioned, tmp_path)
         np.testing.assert_allclose(a, c, atol=1e-6, err_msg=a.path)
     assert then.seed == 3 and then.remat and int(then.optimizer.iterations) == 1
     assert type(first.optimizer) is AdamW and type(then.optimizer) is Muon
+    assert first.drop == then.drop == from_preset("emoji-32").drop  # which was trained so
     settings = json.loads((tmp_path / "further" / "settings.json").read_text())
     batch = material.training_data(settings, then)["x"][0][1]  # classes were not asked for: all are of any
     assert set(batch) == {"tokens", "label"} and (np.asarray(batch["label"]) == 2).all()
