@@ -3,11 +3,16 @@
 import gc
 import os
 
-# JAX optimises each small program that it compiles for longer than these tests run it. Read when JAX is imported.
+# JAX and TensorFlow optimise each small program for longer than these tests run it. Read when JAX is imported.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import keras  # noqa: E402
 import pytest  # noqa: E402
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow
+
+    tensorflow.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 # They look at source, tables in NumPy and pictures, never at a tensor, or read and write by what test_folder.py tests
 # on every backend: once is enough.

@@ -50,8 +50,9 @@ OURS["__init__"] = set(OURS) - {"__main__"}
 # Where the installed packages are few: everything else is the standard library.
 THEIRS = {
     "nn": {"keras", "numpy"},
-    "nn/convolution.py": {"keras", "torch"},
+    "nn/convolution.py": {"keras", "numpy", "torch"},
     "nn/layers.py": {"keras", "numpy", "torch"},
+    "nn/winograd.py": {"keras", "numpy", "tensorflow"},
 }
 NO_KERAS = {"diffusion/samplers.py", "diffusion/multicall.py", "diffusion/multistep.py"}
 # Optional, heavy or another backend: imported in the function that needs them.

@@ -3,7 +3,10 @@
 from functools import partial
 
 import keras
+import numpy as np
 from keras import layers, ops
+
+from unet_keras.nn import winograd
 
 serializable = keras.saving.register_keras_serializable("unet_keras")
 
@@ -34,13 +37,17 @@ class Conv(layers.Conv2D):
             )
 
     def call(self, inputs):
-        """Convolve; on torch with the bias in its kernel, where Keras adds it in a pass of its own."""
+        """Convolve, with the bias in the kernel where there is a better one than Keras's, which adds it in a pass."""
         whole = self.padding == "same" and all(size % 2 for size in self.kernel_size)
-        if not (self.plain and whole and self.use_bias and not self.doubled and takes_views()):
+        if not (self.plain and whole and self.use_bias and not self.doubled):
+            return super().call(inputs)
+        last = self.data_format == "channels_last"
+        if last and winograd.pays(inputs, self.kernel):
+            return self.activation(winograd.convolve(inputs, self.kernel, self.bias))
+        if not takes_views():
             return super().call(inputs)
         from torch.nn.functional import conv2d
 
-        last = self.data_format == "channels_last"
         x, kernel, bias = (ops.convert_to_tensor(v) for v in (inputs, self.kernel, self.bias))
         y = conv2d(x.permute(0, 3, 1, 2) if last else x, kernel.permute(3, 2, 0, 1), bias, padding="same")
         return self.activation(y.permute(0, 2, 3, 1) if last else y)
@@ -69,10 +76,14 @@ class Conv(layers.Conv2D):
 
 
 def spread(kernel):
-    """(3, 3, in, out) -> (4, 4, out, in): the kernel K' of the transposed convolution, K'_j = K_{2-j} + K_{3-j}."""
-    kernel = ops.transpose(ops.flip(kernel, axis=(0, 1)), (0, 1, 3, 2))
-    kernel = ops.pad(kernel, [(1, 0), (0, 0), (0, 0), (0, 0)]) + ops.pad(kernel, [(0, 1), (0, 0), (0, 0), (0, 0)])
-    return ops.pad(kernel, [(0, 0), (1, 0), (0, 0), (0, 0)]) + ops.pad(kernel, [(0, 0), (0, 1), (0, 0), (0, 0)])
+    """(3, 3, in, out) -> (4, 4, out, in): the kernel K' of the transposed convolution, K'_j = K_{2-j} + K_{3-j}.
+
+    As one product with a matrix, for it is made anew at each call.
+    """
+    sums = [[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]
+    both = ops.convert_to_tensor(np.kron(sums, sums), dtype=kernel.dtype)  # of height and width
+    spread_ = ops.matmul(both, ops.reshape(kernel, (9, -1)))
+    return ops.transpose(ops.reshape(spread_, (4, 4, *kernel.shape[2:])), (0, 1, 3, 2))
 
 
 def takes_views() -> bool:
