@@ -50,7 +50,7 @@ OURS["__init__"] = set(OURS) - {"__main__"}
 # Where the installed packages are few: everything else is the standard library.
 THEIRS = {
     "nn": {"keras", "numpy"},
-    "nn/convolution.py": {"keras", "numpy", "torch"},
+    "nn/convolution.py": {"keras", "torch"},
     "nn/layers.py": {"keras", "numpy", "torch"},
     "nn/winograd.py": {"keras", "numpy", "tensorflow"},
 }

@@ -308,5 +308,8 @@ def test_flow_matching_is_that_of_diffusers(schedulers, sampler, name, steps):
 
 @pytest.mark.parametrize("name", X_OVER_ALPHA | X)
 def test_every_state_is_that_of_diffusers_as_it_comes(schedulers, name):
-    """Its schedule is float32, and so are its sigmas and DEIS's coefficients, differences of like logarithms."""
-    run_case(schedulers, name, "trailing", wide=False, tolerance=5e-4 if name == "deis_3" else 2e-5)
+    """Its schedule is float32, and so are its sigmas and DEIS's coefficients, differences of like logarithms.
+
+    A product of 1000 float32 numbers, as alpha-bar is, may be off by 1000 / 2^24, in an order that depends on the CPU.
+    """
+    run_case(schedulers, name, "trailing", wide=False, tolerance=5e-4 if name == "deis_3" else 1000 / 2**24)

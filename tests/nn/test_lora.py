@@ -220,7 +220,10 @@ def test_weights_files_presets_and_clones(tmp_path):
     clone.set_weights(model.network.get_weights())
     save_preset(model, tmp_path / "preset", dtype="float32")
     for network in (other.averaged, clone, from_preset(tmp_path / "preset").network):
-        assert np.array_equal(output_of(network, inputs()), expected)
+        pairs = zip(network.get_weights(), model.averaged.get_weights(), strict=True)
+        assert all(np.array_equal(new, old) for new, old in pairs)
+        # Where its arrays lie in memory, a CPU's kernels may sum in another order.
+        np.testing.assert_allclose(output_of(network, inputs()), expected, atol=1e-6 * np.abs(expected).max())
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

@@ -96,3 +96,10 @@ class Tensor:
 def test_does_not_pay(x, kernel):
     assert winograd.pays(Tensor(WIDE), Tensor(KERNEL)) == (keras.backend.backend() == "tensorflow")
     assert not winograd.pays(x, Tensor(kernel))
+
+
+@on_tensorflow
+@pytest.mark.parametrize("device", ["gpu:0", "tpu:0"])
+def test_is_for_cpus(device, monkeypatch):
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: [device])
+    assert not winograd.pays(Tensor(WIDE), Tensor(KERNEL))

@@ -3,7 +3,6 @@
 from functools import partial
 
 import keras
-import numpy as np
 from keras import layers, ops
 
 from unet_keras.nn import winograd
@@ -76,14 +75,10 @@ class Conv(layers.Conv2D):
 
 
 def spread(kernel):
-    """(3, 3, in, out) -> (4, 4, out, in): the kernel K' of the transposed convolution, K'_j = K_{2-j} + K_{3-j}.
-
-    As one product with a matrix, for it is made anew at each call.
-    """
-    sums = [[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]
-    both = ops.convert_to_tensor(np.kron(sums, sums), dtype=kernel.dtype)  # of height and width
-    spread_ = ops.matmul(both, ops.reshape(kernel, (9, -1)))
-    return ops.transpose(ops.reshape(spread_, (4, 4, *kernel.shape[2:])), (0, 1, 3, 2))
+    """(3, 3, in, out) -> (4, 4, out, in): the kernel K' of the transposed convolution, K'_j = K_{2-j} + K_{3-j}."""
+    kernel = ops.transpose(ops.flip(kernel, axis=(0, 1)), (0, 1, 3, 2))
+    kernel = ops.pad(kernel, [(1, 0), (0, 0), (0, 0), (0, 0)]) + ops.pad(kernel, [(0, 1), (0, 0), (0, 0), (0, 0)])
+    return ops.pad(kernel, [(0, 0), (1, 0), (0, 0), (0, 0)]) + ops.pad(kernel, [(0, 0), (0, 1), (0, 0), (0, 0)])
 
 
 def takes_views() -> bool:
