@@ -310,6 +310,8 @@ def test_flow_matching_is_that_of_diffusers(schedulers, sampler, name, steps):
 def test_every_state_is_that_of_diffusers_as_it_comes(schedulers, name):
     """Its schedule is float32, and so are its sigmas and DEIS's coefficients, differences of like logarithms.
 
-    A product of 1000 float32 numbers, as alpha-bar is, may be off by 1000 / 2^24, in an order that depends on the CPU.
+    The least sigma^2, 1 - alpha-bar = 1e-4, is a difference known to 6e-4 of itself; how far it is off depends on the
+    CPU, and shows in the last of the 39 rows of dpmpp_sde: 2.7e-5 on one of those tried.
     """
-    run_case(schedulers, name, "trailing", wide=False, tolerance=5e-4 if name == "deis_3" else 1000 / 2**24)
+    tolerance = {"deis_3": 5e-4, "dpmpp_sde": 5e-5}.get(name, 2e-5)
+    run_case(schedulers, name, "trailing", wide=False, tolerance=tolerance)

@@ -210,7 +210,6 @@ def test_a_saved_model_keeps_its_factors_and_goes_on_training(tmp_path, pattern)
 
 def test_weights_files_presets_and_clones(tmp_path):
     model = with_factors(trainer(ema=0.5), "/value$|conv2$", rank=2, alpha=3.0)
-    expected = output_of(model.averaged, inputs())
     model.save_weights(tmp_path / "m.weights.h5")
     other = trainer(tiny(1), ema=0.5)
     enable_lora(other, 2, alpha=3.0, layers="/value$|conv2$")
@@ -219,11 +218,11 @@ def test_weights_files_presets_and_clones(tmp_path):
     assert len(clone.trainable_weights) == len(model.network.trainable_weights)
     clone.set_weights(model.network.get_weights())
     save_preset(model, tmp_path / "preset", dtype="float32")
-    for network in (other.averaged, clone, from_preset(tmp_path / "preset").network):
-        pairs = zip(network.get_weights(), model.averaged.get_weights(), strict=True)
-        assert all(np.array_equal(new, old) for new, old in pairs)
-        # Where its arrays lie in memory, a CPU's kernels may sum in another order.
-        np.testing.assert_allclose(output_of(network, inputs()), expected, atol=1e-6 * np.abs(expected).max())
+    # The average needs no gradients, and torch takes other kernels without: like is compared with like.
+    again = from_preset(tmp_path / "preset").network
+    for network, old in ((other.averaged, model.averaged), (clone, model.network), (again, model.network)):
+        assert np.array_equal(output_of(network, inputs()), output_of(old, inputs()))
+    assert np.allclose(output_of(model.network, inputs()), output_of(model.averaged, inputs()), rtol=0, atol=1e-5)
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
