@@ -51,7 +51,7 @@ OURS["__init__"] = set(OURS) - {"__main__"}
 THEIRS = {
     "nn": {"keras", "numpy"},
     "nn/convolution.py": {"keras", "torch"},
-    "nn/layers.py": {"keras", "numpy", "torch"},
+    "nn/group_norm.py": {"keras", "tensorflow", "torch"},
     "nn/winograd.py": {"keras", "numpy", "tensorflow"},
 }
 NO_KERAS = {"diffusion/samplers.py", "diffusion/multicall.py", "diffusion/multistep.py"}

@@ -15,11 +15,11 @@ from keras import layers
 
 from unet_keras.nn.attention import Attention
 from unet_keras.nn.convolution import Conv
+from unet_keras.nn.group_norm import GroupNorm
 from unet_keras.nn.layers import (
     AddPerChannel,
     CropLike,
     FiLM,
-    GroupNorm,
     NearestLike,
     PixelsToSequence,
     SequenceToPixels,

@@ -19,7 +19,7 @@ class Conv(layers.Conv2D):
 
     3x3 products with repeated pixels are products of sums of the kernel with single ones: a transposed convolution of
     stride 2 with the kernel that ``spread`` gives, 16 products a pixel in the place of 36, and no enlarged map in
-    memory. The weights are those of the 3x3 convolution.
+    memory. The weights are those of the 3x3 convolution. On JAX the map is repeated after all, see ``REPEATED``.
 
     Raises ValueError for ``doubled`` with other than a 3x3 kernel, "same" padding and no strides, dilation or groups.
     """
@@ -76,9 +76,11 @@ class Conv(layers.Conv2D):
 
 def spread(kernel):
     """(3, 3, in, out) -> (4, 4, out, in): the kernel K' of the transposed convolution, K'_j = K_{2-j} + K_{3-j}."""
-    kernel = ops.transpose(ops.flip(kernel, axis=(0, 1)), (0, 1, 3, 2))
-    kernel = ops.pad(kernel, [(1, 0), (0, 0), (0, 0), (0, 0)]) + ops.pad(kernel, [(0, 1), (0, 0), (0, 0), (0, 0)])
-    return ops.pad(kernel, [(0, 0), (1, 0), (0, 0), (0, 0)]) + ops.pad(kernel, [(0, 0), (0, 1), (0, 0), (0, 0)])
+    kernel = ops.transpose(kernel, (0, 1, 3, 2))
+    for axis in (0, 1):
+        first, middle, last = ops.split(kernel, 3, axis=axis)
+        kernel = ops.concatenate([last, last + middle, middle + first, first], axis=axis)
+    return kernel
 
 
 def takes_views() -> bool:

@@ -1,4 +1,4 @@
-"""The layers that Keras lacks: timestep embedding, feature modulation, one-pass group norm, reshaping.
+"""The layers that Keras lacks: timestep embedding, feature modulation, reshaping.
 
 Everything here maps tensors to tensors and knows nothing of noise. Feature maps are (B, H, W, C), or (B, C, H, W)
 where the layer was made under ``keras.config.image_data_format() == "channels_first"``; sequences are (B, N, C).
@@ -52,7 +52,7 @@ class TimestepEmbedding(layers.Layer):
         return {**super().get_config(), "width": self.width, "shift": self.shift, "cosine_first": self.cosine_first}
 
 
-class _Spatial(layers.Layer):
+class Spatial(layers.Layer):
     """A layer that must know where the channels are; remembers it with its configuration."""
 
     def __init__(self, *, axis=None, **kwargs):
@@ -68,7 +68,7 @@ class _Spatial(layers.Layer):
 
 
 @serializable
-class FiLM(_Spatial):
+class FiLM(Spatial):
     """Feature-wise linear modulation h' = gamma * h + beta (Perez et al. 2018), from a vector (B, 2C).
 
     The vector holds gamma - 1 and then beta, so that a zero vector leaves the features (B, H, W, C) as they are.
@@ -87,7 +87,7 @@ class FiLM(_Spatial):
 
 
 @serializable
-class AddPerChannel(_Spatial):
+class AddPerChannel(Spatial):
     """Add a vector (B, C) to every pixel of a feature map (B, H, W, C)."""
 
     def call(self, x, vector):
@@ -108,80 +108,6 @@ class MeanOfValid(keras.layers.GlobalAveragePooling1D):
         return ops.sum(inputs * mask, axis=1) / ops.maximum(ops.sum(mask, axis=1), 1.0)
 
 
-@serializable
-class GroupNorm(_Spatial):
-    """Group normalisation (Wu & He 2018) of a feature map, statistics in float32 whatever the compute dtype.
-
-    One pass over the data gives each channel's mean and mean square; they are combined to groups and folded with
-    gamma and beta into one scale and one shift a channel. On torch's CPUs its own kernel does the same at once.
-    """
-
-    def __init__(self, groups=32, *, epsilon=1e-5, **kwargs):
-        super().__init__(**kwargs)
-        self.groups, self.epsilon = groups, epsilon
-
-    def build(self, x_shape):
-        channels = x_shape[self.axis]
-        if channels % self.groups:
-            raise ValueError(
-                f"{channels} channels do not divide into groups={self.groups}: choose a divisor, e.g. "
-                f"functools.partial(block, groups={math.gcd(channels, self.groups)})."
-            )
-        self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma", autocast=False)
-        self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
-
-    def call(self, x):
-        if has_kernel() and not _crashes_kernel(x, self.gamma):
-            return self.by_kernel(x)
-        pixels = (1, 2) if self.axis == -1 else (2, 3)
-        x32 = ops.cast(x, "float32")
-        mean = self.of_groups(ops.mean(x32, axis=pixels))
-        variance = ops.maximum(self.of_groups(ops.mean(ops.square(x32), axis=pixels)) - ops.square(mean), 0.0)
-        gamma, beta = (ops.reshape(ops.cast(v, "float32"), (self.groups, -1)) for v in (self.gamma, self.beta))
-        scale = ops.rsqrt(variance + self.epsilon) * gamma  # (B, groups, channels of a group)
-        shift = beta - mean * scale
-        channels = x.shape[self.axis]
-        scale, shift = (self.per_channel(ops.reshape(v, (-1, channels))) for v in (scale, shift))
-        return ops.cast(x32 * scale + shift, self.compute_dtype)
-
-    def by_kernel(self, x):
-        """The same in torch's kernel, which sums in float32 as well."""
-        from torch.nn.functional import group_norm
-
-        x = x.permute(0, 3, 1, 2) if self.axis == -1 else x
-        y = group_norm(x, self.groups, *map(ops.convert_to_tensor, (self.gamma, self.beta)), self.epsilon)
-        return y.permute(0, 2, 3, 1) if self.axis == -1 else y
-
-    def of_groups(self, v):
-        """Average numbers of channels, (B, C), within each group: (B, groups, 1)."""
-        return ops.mean(ops.reshape(v, (-1, self.groups, v.shape[-1] // self.groups)), axis=-1, keepdims=True)
-
-    def compute_output_shape(self, x_shape):
-        return x_shape
-
-    def get_config(self):
-        return {**super().get_config(), "groups": self.groups, "epsilon": self.epsilon}
-
-
-def has_kernel() -> bool:
-    """Tell whether group norm is torch's own: on CPUs, where that was measured (benchmarks/README.md)."""
-    if keras.backend.backend() != "torch":
-        return False
-    import torch
-
-    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
-
-
-def _crashes_kernel(x, gamma) -> bool:
-    """Tell whether torch's kernel would end the process in the backward pass (2.13, channels last).
-
-    It does where gamma needs a gradient and x needs none: a norm of the image itself, or behind frozen layers.
-    """
-    import torch
-
-    return torch.is_grad_enabled() and ops.convert_to_tensor(gamma).requires_grad and not x.requires_grad
-
-
 def near_zero():
     """The initialiser of a residual branch's last layer: small, so that a deep network starts near the identity.
 
@@ -192,7 +118,7 @@ def near_zero():
 
 
 @serializable
-class PixelsToSequence(_Spatial):
+class PixelsToSequence(Spatial):
     """Feature map (B, H, W, C) -> sequence (B, H * W, C), row by row."""
 
     def call(self, x):
@@ -207,7 +133,7 @@ class PixelsToSequence(_Spatial):
 
 
 @serializable
-class SequenceToPixels(_Spatial):
+class SequenceToPixels(Spatial):
     """Sequence (B, H * W, C) -> feature map (B, H, W, C), with the height and width of ``like``."""
 
     def call(self, y, like):
@@ -222,7 +148,7 @@ class SequenceToPixels(_Spatial):
 
 
 @serializable
-class CropLike(_Spatial):
+class CropLike(Spatial):
     """Cut a feature map to the height and width of ``like``, at the bottom and the right.
 
     Downsampling rounds odd sizes up, so upsampling by two gives the skip's size or one pixel more.
@@ -239,7 +165,7 @@ class CropLike(_Spatial):
 
 
 @serializable
-class NearestLike(_Spatial):
+class NearestLike(Spatial):
     """Resize a feature map to the height and width of ``like``: pixel i of m comes from pixel floor(i n / m) of n."""
 
     def call(self, x, like):

@@ -24,7 +24,8 @@ from unet_keras.nn.blocks import (
     silu,
 )
 from unet_keras.nn.conditions import sequence, timestep
-from unet_keras.nn.layers import GroupNorm, channel_axis, near_zero
+from unet_keras.nn.group_norm import GroupNorm
+from unet_keras.nn.layers import channel_axis, near_zero
 
 
 class Level(NamedTuple):

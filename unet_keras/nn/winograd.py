@@ -14,19 +14,12 @@ import keras
 import numpy as np
 
 KERNEL = np.array(
-    [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ]
+    [[-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6]]
 )
-"""G (6, 3)."""
+"""G's rows but the first and the last (4, 3), which are (1, 0, 0) and (0, 0, 1): those rows of the kernel itself."""
 INPUT = np.array(
     [
-        [4, 0, -5, 0, 1, 0],
+        [1, 0, -5 / 4, 0, 1 / 4, 0],
         [0, -4, -4, 1, 1, 0],
         [0, 4, -4, -1, 1, 0],
         [0, -2, -1, 2, 1, 0],
@@ -87,7 +80,7 @@ def _convolved(x, kernel, bias):
     before, after = _sums(height)
     rows = tf.reshape(x, (count, height, width * channels))
     kernels = tf.matmul(KERNEL.astype("float32"), tf.reshape(kernel, (3, -1)))
-    kernels = tf.unstack(tf.reshape(kernels, (6, 1, 3, channels, filters)))
+    kernels = [kernel[:1], *tf.unstack(tf.reshape(kernels, (4, 1, 3, channels, filters))), kernel[2:]]
     maps = [tf.reshape(tf.matmul(sums, rows), (count, height // 4, width, channels)) for sums in before]
     products = [tf.nn.conv2d(a, b, 1, "SAME") for a, b in zip(maps, kernels, strict=True)]
     products = tf.concat([*products, tf.broadcast_to(bias, (count, 1, width, filters))], axis=1)

@@ -7,7 +7,8 @@ from keras import layers
 from unet_keras.nn.blocks import conv, keep_filters, nearest_conv, res_block, role, self_attention, silu, strided_conv
 from unet_keras.nn.conditions import timestep
 from unet_keras.nn.convolution import Conv
-from unet_keras.nn.layers import GroupNorm, near_zero
+from unet_keras.nn.group_norm import GroupNorm
+from unet_keras.nn.layers import near_zero
 from unet_keras.nn.unet import Level, build_unet, norm_head, sandwich
 
 
@@ -47,7 +48,7 @@ def ddpm_256(input_shape=(256, 256, 3), *, dropout=0.0, name="ddpm_256"):
 
 
 def small_unet(input_shape=(32, 32, 3), *, width=32, conditions=(timestep(),), name="small_unet"):
-    """A network of DDPM's kind for images of about 32 x 32, one block a level; ``width``, a multiple of 16, at the top.
+    """A network of DDPM's kind for images of about 32 x 32; ``width``, a multiple of 16, at the top.
 
     1.4 million parameters.
     """

@@ -12,16 +12,15 @@ from keras import layers
 
 from unet_keras.nn.attention import Attention
 from unet_keras.nn.convolution import Conv
+from unet_keras.nn.group_norm import GroupNorm, has_kernel
 from unet_keras.nn.layers import (
     AddPerChannel,
     CropLike,
     FiLM,
-    GroupNorm,
     NearestLike,
     PixelsToSequence,
     SequenceToPixels,
     TimestepEmbedding,
-    has_kernel,
 )
 from unet_keras.text.tokens import TokenEmbedding
 

@@ -6,7 +6,8 @@ import keras
 
 from unet_keras.nn.abstract import shapes_only
 from unet_keras.nn.attention import Attention
-from unet_keras.nn.layers import GroupNorm, TimestepEmbedding
+from unet_keras.nn.group_norm import GroupNorm
+from unet_keras.nn.layers import TimestepEmbedding
 from unet_keras.zoo.diffusers.config import CONDITIONAL, UNCONDITIONAL, complete
 from unet_keras.zoo.diffusers.network import unet_of
 

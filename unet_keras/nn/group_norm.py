@@ -1,0 +1,110 @@
+"""Group norm in few passes over the data, or in torch's own kernel."""
+
+import math
+
+import keras
+from keras import ops
+
+from unet_keras.nn.layers import Spatial
+
+serializable = keras.saving.register_keras_serializable("unet_keras")
+
+
+@serializable
+class GroupNorm(Spatial):
+    """Group normalisation (Wu & He 2018) of a feature map, statistics in float32 whatever the compute dtype.
+
+    Each channel's mean and mean square are combined to groups and folded with gamma and beta into one scale and one
+    shift a channel. On torch's CPUs its own kernel does the same at once.
+    """
+
+    def __init__(self, groups=32, *, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.groups, self.epsilon = groups, epsilon
+
+    def build(self, x_shape):
+        channels = x_shape[self.axis]
+        if channels % self.groups:
+            raise ValueError(
+                f"{channels} channels do not divide into groups={self.groups}: choose a divisor, e.g. "
+                f"functools.partial(block, groups={math.gcd(channels, self.groups)})."
+            )
+        self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma", autocast=False)
+        self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
+
+    def call(self, x):
+        if has_kernel() and not _crashes_kernel(x, self.gamma):
+            return self.by_kernel(x)
+        pixels = (1, 2) if self.axis == -1 else (2, 3)
+        x32 = ops.cast(x, "float32")
+        mean, square = (self.of_groups(v) for v in moments(x32, pixels))
+        variance = ops.maximum(square - ops.square(mean), 0.0)
+        gamma, beta = (ops.reshape(ops.cast(v, "float32"), (self.groups, -1)) for v in (self.gamma, self.beta))
+        scale = ops.rsqrt(variance + self.epsilon) * gamma  # (B, groups, channels of a group)
+        shift = beta - mean * scale
+        channels = x.shape[self.axis]
+        scale, shift = (self.per_channel(ops.reshape(v, (-1, channels))) for v in (scale, shift))
+        return ops.cast(x32 * scale + shift, self.compute_dtype)
+
+    def by_kernel(self, x):
+        """The same in torch's kernel, which sums in float32 as well."""
+        from torch.nn.functional import group_norm
+
+        x = x.permute(0, 3, 1, 2) if self.axis == -1 else x
+        y = group_norm(x, self.groups, *map(ops.convert_to_tensor, (self.gamma, self.beta)), self.epsilon)
+        return y.permute(0, 2, 3, 1) if self.axis == -1 else y
+
+    def of_groups(self, v):
+        """Average numbers of channels, (B, C), within each group: (B, groups, 1)."""
+        return ops.mean(ops.reshape(v, (-1, self.groups, v.shape[-1] // self.groups)), axis=-1, keepdims=True)
+
+    def compute_output_shape(self, x_shape):
+        return x_shape
+
+    def get_config(self):
+        return {**super().get_config(), "groups": self.groups, "epsilon": self.epsilon}
+
+
+def moments(x, pixels):
+    """Give the mean and the mean square of each channel, (B, C) each, of a float32 feature map."""
+    if keras.backend.backend() == "tensorflow" and pixels == (1, 2) and all(x.shape[1:]):
+        if keras.distribution.list_devices()[0].startswith("cpu"):
+            return _by_rows(x)
+    return ops.mean(x, axis=pixels), ops.mean(ops.square(x), axis=pixels)
+
+
+def _by_rows(x):
+    """The same on TensorFlow's CPUs: rows are summed up before pixels, and no map of squares is written."""
+    import tensorflow as tf
+
+    pixels = x.shape[1] * x.shape[2]
+
+    @tf.custom_gradient
+    def both(x):
+        def gradient(of_mean, of_square):  # that of a length would divide by it, and it may be 0
+            of_mean, of_square = (v[:, None, None, :] / pixels for v in (of_mean, of_square))
+            return of_mean + 2.0 * of_square * x
+
+        mean, length = (f(f(x, axis=1), axis=1) for f in (tf.reduce_mean, tf.math.reduce_euclidean_norm))
+        return (mean, tf.square(length) / pixels), gradient
+
+    return both(x)
+
+
+def has_kernel() -> bool:
+    """Tell whether group norm is torch's own: on CPUs, where that was measured (benchmarks/README.md)."""
+    if keras.backend.backend() != "torch":
+        return False
+    import torch
+
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def _crashes_kernel(x, gamma) -> bool:
+    """Tell whether torch's kernel would end the process in the backward pass (2.13, channels last).
+
+    It does where gamma needs a gradient and x needs none: a norm of the image itself, or behind frozen layers.
+    """
+    import torch
+
+    return torch.is_grad_enabled() and ops.convert_to_tensor(gamma).requires_grad and not x.requires_grad
