@@ -277,6 +277,32 @@ def test_a_run_is_trained_further_from_its_averaged_weights(captioned, tmp_path)
     assert cli.main(["sample", "both", "red cats", "--class", "dogs", "--count", "1", "--steps", "1"]) == 0
 
 
+def test_a_run_from_a_model_that_was_killed_before_its_first_checkpoint_begins_there_again(photos, tmp_path):
+    train("--epochs", "1")
+    killed_after(0, "--start", "run", "--out", "further", "--learning-rate", "1e-9", "--epochs", "1")
+    assert not (tmp_path / "further" / "checkpoints").exists()
+    assert cli.main(["train", "--out", "further", "--resume"]) == 0
+    first, then = (keras.saving.load_model(tmp_path / name / "model.keras") for name in ("run", "further"))
+    for a, b in zip(first.averaged.weights, then.averaged.weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, err_msg=a.path)
+
+
+@pytest.mark.once
+def test_classes_keep_their_names_wherever_a_model_lies(photos, tmp_path, capsys):
+    train("--epochs", "1", "--classes")
+    for words in (["convert", "run", "preset", "--to", "preset"], ["export", "run/model.keras", "exported"]):
+        assert cli.main(words) == 0
+    one = ["--count", "1", "--steps", "1", "--class"]
+    for model in (["run/model.keras"], ["--preset", "run"], ["preset"], ["--preset", "preset"], ["exported"]):
+        assert cli.main(["sample", *model, *one, "dogs"]) == 0
+        assert cli.main(["sample", *model, *one, "hats"]) == 2 and "cats, dogs" in capsys.readouterr().err
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "run" / "model.keras").rename(tmp_path / "alone" / "model.keras")
+    assert cli.main(["sample", "alone/model.keras", *one, "1"]) == 0
+    assert cli.main(["sample", "alone/model.keras", *one, "dogs"]) == 2 and "give a number" in capsys.readouterr().err
+    assert cli.main(["sample", "photos", "--count", "1"]) == 2 and "photos holds no model" in capsys.readouterr().err
+
+
 def test_an_epoch_of_emoji_with_classes_shows_rare_ones_more_often():
     settings = {"data": "emoji", "size": 32, "classes": True, "text": False, "batch_size": 64, "seed": 0}
     data, table = material.training_data(settings), emoji_table()

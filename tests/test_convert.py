@@ -80,7 +80,7 @@ def test_weights_that_half_precision_cannot_hold_are_refused(folder, tmp_path, c
         (["theirs", "new", "--variant", "fp16"], "diffusion_pytorch_model.fp16.safetensors"),
         (["emoji-32", "new"], "cannot be said as a network of diffusers"),
         (["emoji-32", "new", "--to", "preset", "--variant", "fp16"], "takes no ['variant']"),
-        (["empty", "new"], "holds no preset"),
+        (["empty", "new"], "holds no model: neither"),
     ],
 )
 def test_bad_input_to_convert_is_told_in_one_line(arguments, said, folder, tmp_path, capsys):
@@ -133,7 +133,7 @@ def test_folders_runs_and_files_are_read_without_their_weights(folder, tmp_path,
         (["ddpm-cifar10", "--batch", "0"], "batch must be"),
         (["ddpm-cifar10", "--size", "33"], "size=33"),
         (["emoji-32", "--dtype", "bfloat16"], "takes no dtype"),
-        (["empty"], "no config.json"),
+        (["empty"], "empty holds no model"),
         (["file"], "no .keras file"),
     ],
 )

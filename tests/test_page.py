@@ -67,18 +67,32 @@ def given(**changes):
     return fields | changes
 
 
-def test_what_is_left_empty_is_not_asked_for():
-    asked = _asked(given(), {"ddim": unet_keras.ddim})
-    assert asked["conditions"] == {"prompt": ["red"]} and "negative" not in asked
-    assert set(_asked(given(label="any"), {"ddim": unet_keras.ddim})["conditions"]) == {"prompt"}
-    asked = _asked(given(label=2, negative="blue"), {"ddim": unet_keras.ddim})
+SAMPLERS = {"ddim": unet_keras.ddim}
+
+
+def test_what_is_left_empty_is_not_asked_for(model):
+    asked = _asked(model, given(), SAMPLERS)
+    assert asked["conditions"] == {"prompt": ["red"]} and "negative" not in asked and asked["guidance"] == 3
+    assert set(_asked(model, given(label="any"), SAMPLERS)["conditions"]) == {"prompt"}
+    asked = _asked(model, given(label=2, negative="blue"), SAMPLERS)
     assert asked["conditions"]["label"] == [2] and asked["negative"] == ["blue"]
 
 
-@pytest.mark.parametrize(("field", "value"), [("prompt", "  "), ("seed", None)])
-def test_empty_fields_are_told(field, value):
-    with pytest.raises(ValueError, match=f"^{field}: "):
-        _asked(given(**{field: value}), {"ddim": unet_keras.ddim})
+def test_a_prompt_that_training_left_out_may_be_left_empty(model):
+    *_, last = watch(model, **_asked(model, given(prompt=" ", label=1), SAMPLERS))
+    assert len(last.moments) == 5 and last.words == []
+    with pytest.warns(UserWarning, match="^guidance: left out"):
+        asked = _asked(model, given(prompt=" ", label="any"), SAMPLERS)
+    *_, last = watch(model, **asked)
+    assert len(last.moments) == 5
+
+
+def test_empty_fields_are_told(model):
+    with pytest.raises(ValueError, match="^seed: "):
+        _asked(model, given(seed=None), SAMPLERS)
+    always = DiffusionModel(model.network, encoder=model.encoder, null={"label": 2}, drop={"label": 0.1}, ema=None)
+    with pytest.raises(ValueError, match="^prompt: "):
+        _asked(always, given(prompt="  ", label=1), SAMPLERS)
 
 
 def test_models_that_the_page_cannot_ask_are_refused():
@@ -225,8 +239,11 @@ def test_the_page_in_a_browser(browser, address):
 
     assert address.startswith("http://127.0.0.1:")
     browser.get(address)
-    wait(lambda: asked("say what the image is to show"))
+    wait(lambda: find("#seed input"))
+    put("seed", -1)
+    wait(lambda: asked("seed must be a whole number"))
     assert "Traceback" not in browser.page_source
+    put("seed", 0)
 
     find("#prompt textarea, #prompt input")[0].send_keys("red blue")
     find("#sample")[0].click()

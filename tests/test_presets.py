@@ -93,7 +93,7 @@ def test_weights_that_do_not_fit_are_refused_with_both_sides_named(folder, chang
 def test_what_is_no_preset_is_refused(tmp_path, folder):
     with pytest.raises(ValueError, match="no preset 'emoji-64'.*emoji-32"):
         from_preset("emoji-64")
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match="neither a run.s model.keras nor a preset.s config.json"):
         from_preset(tmp_path)
     (folder / "weights.npz").unlink()
     with pytest.raises(ValueError, match="no weights"):

@@ -94,7 +94,8 @@ def explore(model, class_names=None, samplers=SAMPLERS, **options):
             with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
                 try:
-                    for found in watch(model, **_asked(dict(zip(given, values, strict=True)), samplers), **options):
+                    answers = _asked(model, dict(zip(given, values, strict=True)), samplers)
+                    for found in watch(model, **answers, **options):
                         yield {image: _picture(found.image)}
                 except ValueError as error:
                     raise gradio.Error(str(error), title="Not sampled", duration=None, print_exception=False) from error
@@ -106,7 +107,7 @@ def explore(model, class_names=None, samplers=SAMPLERS, **options):
                 strip: plots.denoising([_shown(moment.clean)[None] for moment in found.moments], count=12),
                 at: gradio.Slider(1, max(calls, 2), calls, interactive=calls > 1),
                 **dict(zip(looks, look(found, calls), strict=True)),
-                **({words: _annotated(found)} if found.words else {}),
+                words: _annotated(found) if found.words else None,
             }
 
         def look(found, call):
@@ -152,12 +153,13 @@ def _questions(gradio, model, class_names, samplers):
         asked["prompt"] = gradio.Textbox(label="prompt", placeholder="a red apple", elem_id="prompt", autofocus=True)
     if "label" in model.named_inputs.conditions:
         any_ = "label" in model.dropping.learned
+        open_ = any_ and model.encoder is not None  # with neither, guidance would have nothing to lead to
         if class_names is None:
             label = "class" + any_ * " (any, where left empty)"
-            asked["label"] = gradio.Number(None if any_ else 0, label=label, precision=0, elem_id="label")
+            asked["label"] = gradio.Number(None if open_ else 0, label=label, precision=0, elem_id="label")
         else:
             choices = [("any", "any")] * any_ + [(str(name), number) for number, name in enumerate(class_names)]
-            asked["label"] = gradio.Dropdown(choices, value=choices[0][1], label="class", elem_id="label")
+            asked["label"] = gradio.Dropdown(choices, value="any" if open_ else 0, label="class", elem_id="label")
     if model.dropping.shares:
         asked["guidance"] = gradio.Slider(0, 12, 3, step=0.5, label="guidance", elem_id="guidance")
         if model.encoder is not None:
@@ -168,13 +170,14 @@ def _questions(gradio, model, class_names, samplers):
     return asked
 
 
-def _asked(given, samplers):
+def _asked(model, given, samplers):
     """Bring the answers to what ``watch`` takes."""
-    conditions = {}
-    if "prompt" in given:
-        conditions["prompt"] = [given.pop("prompt")]
-        if not conditions["prompt"][0].strip():
-            raise ValueError('prompt: say what the image is to show, e.g. "a red apple".')
+    conditions, learned = {}, set(model.dropping.learned)
+    prompt = given.pop("prompt", "").strip()
+    if prompt:
+        conditions["prompt"] = [prompt]
+    elif model.encoder is not None and not set(model.encoder([""])) <= learned:
+        raise ValueError('prompt: say what the image is to show, e.g. "a red apple".')
     if given["seed"] is None:
         raise ValueError("seed: give a whole number, 0 or more.")
     label = given.pop("label", None)
@@ -183,6 +186,9 @@ def _asked(given, samplers):
     negative = given.pop("negative", None)
     if negative:
         given["negative"] = [negative]
+    if not negative and not conditions and given.get("guidance", 1) != 1:
+        warnings.warn("guidance: left out, for without a prompt or class it leads nowhere.", stacklevel=2)
+        given["guidance"] = 1
     return {"conditions": conditions, **given, "sampler": samplers[given["sampler"]]}
 
 

@@ -130,7 +130,7 @@ def test_labels_that_the_network_does_not_know(labelled, kind):
 @kinds
 def test_labels_that_are_missing_or_too_many(labelled, plain, kind):
     refused(labelled, r"missing: \['label'\]", *given(kind, IMAGES))
-    refused(plain, "takes no conditions: give images alone, without labels", *given(kind, IMAGES, LABELS))
+    refused(plain, "takes no conditions: give images alone, or a number of them", *given(kind, IMAGES, LABELS))
 
 
 @kinds
@@ -327,7 +327,7 @@ def test_other_errors_are_not_taken_for_those_of_earlier_data(plain):
 def test_validation_data_are_checked_before_training(plain):
     refused(plain, "images hold NaN", IMAGES, validation_data=HOLED)
     refused(plain, r"must lie in \[-1, 1\]", IMAGES, validation_data=(IMAGES.astype("float32"),))
-    refused(plain, "without labels", IMAGES, validation_data=(IMAGES, LABELS))
+    refused(plain, "give images alone", IMAGES, validation_data=(IMAGES, LABELS))
 
 
 def test_evaluate_checks_too(plain, labelled):

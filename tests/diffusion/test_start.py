@@ -128,11 +128,16 @@ def test_bad_starts_are_refused(small, message):
         small.generate(2, steps=4, **REFUSED[message])
 
 
-def test_samplers_that_lead_the_other_way_are_refused(small):
+@pytest.mark.parametrize("steps", [1, 4])
+def test_samplers_that_lead_the_other_way_are_refused(small, steps):
     with pytest.raises(ValueError, match="sampler leads from the image to noise.*ddim_inversion is for invert"):
-        small.generate(2, steps=4, sampler=ddim_inversion)
-    with pytest.raises(ValueError, match="sampler leads from noise to the image.*invert takes ddim_inversion"):
-        small.invert(pixels(2), steps=4, sampler=heun)
+        small.generate(2, steps=steps, sampler=ddim_inversion)
+    for sampler in (ddim, heun):
+        with pytest.raises(ValueError, match="sampler leads from noise to the image.*invert takes ddim_inversion"):
+            small.invert(pixels(2), steps=steps, sampler=sampler)
+
+
+def test_noise_is_not_given_to_inversion(small):
     with pytest.raises(ValueError, match="noise is what inversion finds"):
         small.invert(pixels(2), steps=4, noise=normal(2, 8, 8, 3))
 

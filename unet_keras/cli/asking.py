@@ -10,13 +10,29 @@ from unet_keras.zoo.presets import from_preset, preset_facts
 
 def opened(preset, path):
     """Load a preset, or a run folder or ``.keras`` file: the model, its classes' names, where its pictures go."""
-    if preset:
-        return from_preset(preset), preset_facts(preset).get("class_names"), Path()
-    if not path:
+    source = preset or path
+    if not source:
         raise ValueError("There is no model: give a run folder, a .keras file, or --preset NAME.")
-    path = Path(path)
-    names = runs.read_settings(path).get("class_names") if path.is_dir() else None
-    return from_preset(path), names, path if path.is_dir() else path.parent
+    home = Path() if preset else _run_of(source) or Path()
+    return from_preset(source), facts(source).get("class_names"), home
+
+
+def facts(source):
+    """Read what a run, also one of its ``.keras`` files, or a preset says of itself: ``class_names``, ``losses`` ..."""
+    folder = _run_of(source)
+    if folder is None or not (folder / runs.SETTINGS).is_file():
+        return preset_facts(source)
+    settings = runs.read_settings(folder)
+    about = {key: settings[key] for key in ("class_names", "epochs_done") if settings.get(key)}
+    return {**about, "losses": {name: values[-1] for name, values in settings.get("losses", {}).items() if values}}
+
+
+def _run_of(source):
+    """Give the folder of a run, or of a ``.keras`` file, which may lie in one."""
+    path = Path(source)
+    if path.is_file():
+        return path.parent
+    return path if (path / runs.SETTINGS).is_file() else None
 
 
 def asked(model, names, prompts, count, label=None):
@@ -28,19 +44,23 @@ def asked(model, names, prompts, count, label=None):
         raise ValueError(f"prompts: got {prompts[0]!r}, but the model reads none (train --text).")
     repeated = [prompt for prompt in prompts for _ in range(count)]
     total = len(repeated) or count
-    labels = None if prompts and label is None else _labels(names, total, label)
+    labels = None if prompts and label is None else _labels(model, names, total, label)
     if not prompts:
-        captions = None if labels is None else [names[i] for i in labels]
+        captions = [names[i] for i in labels] if names else None
         return (total if labels is None else {"label": labels}), captions
     return {"prompt": repeated} | ({} if labels is None else {"label": labels}), repeated
 
 
-def _labels(names, count, label):
-    """Give a class for each image, all in turn unless one is named; None for a model without."""
-    if not names:
-        if label is not None:
-            raise ValueError(f"--class {label}: the model was trained without classes (train --classes).")
+def _labels(model, names, count, label):
+    """Give a class for each image, all in turn unless one is named; None for a model without, or without names."""
+    if not names and label is None:
         return None
+    if "label" not in model.named_inputs.conditions:
+        raise ValueError(f"--class {label}: the model was trained without classes (train --classes).")
+    if not names:
+        if not label.isdecimal():
+            raise ValueError(f"--class {label}: nothing says what the model's classes are called; give a number.")
+        return np.full(count, int(label))
     if label is None:
         return np.arange(count) % len(names)
     if label in names:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from unet_keras.cli.asking import facts
 from unet_keras.zoo.diffusers.folder import to_diffusers
-from unet_keras.zoo.presets import from_preset, preset_facts, preset_names, save_preset
+from unet_keras.zoo.presets import from_preset, save_preset
 
 EXAMPLES = """Write a model as a folder of diffusers', or as a preset: its averaged weights, where it keeps an average.
 
@@ -33,10 +34,4 @@ def convert(arguments) -> None:
     if arguments.to == "diffusers":
         print(to_diffusers(model, folder, dtype=arguments.dtype))
     else:
-        print(save_preset(model, folder, about=_about(arguments.source), dtype=arguments.dtype))
-
-
-def _about(source):
-    """What a preset of ours says of itself goes with it."""
-    known = source in preset_names() or Path(source).is_dir()
-    return preset_facts(source) if known else {}
+        print(save_preset(model, folder, about=facts(arguments.source), dtype=arguments.dtype))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unet_keras import runs
+from unet_keras.cli.asking import facts
 from unet_keras.zoo.presets import from_preset, save_preset
 
 EXAMPLES = """Write a run as a preset: a small folder to sample from, to train on, to share.
@@ -23,9 +23,5 @@ def add_options(p):
 
 def export(arguments) -> None:
     """Write the preset, with what the run knows of itself."""
-    about = {}
-    if arguments.model.is_dir():
-        settings = runs.read_settings(arguments.model)
-        about = {key: settings[key] for key in ("class_names", "epochs_done") if settings.get(key)}
-        about["losses"] = {name: values[-1] for name, values in settings["losses"].items() if values}
+    about = facts(arguments.model)
     print(save_preset(from_preset(arguments.model), arguments.folder, about=about, dtype=arguments.dtype))

@@ -46,11 +46,19 @@ def add_options(p):
     add("given", nargs="*", metavar="MODEL | PROMPT", help="a run folder or a .keras file; then prompts, if it reads")
     add("--preset", metavar="NAME", help="a preset in the place of MODEL, by its name or folder")
     add("--count", type=int, help="images, of each prompt if there are any (default: 16, or 4 of each prompt)")
-    add("--steps", type=int, default=50, help="network calls, 1 to 1000 (default: %(default)s)")
+    add(
+        "--steps",
+        type=int,
+        default=50,
+        help="some samplers call the network twice a step (default: %(default)s)",
+    )
     add("--sampler", choices=SAMPLERS, default="ddim", help="(default: %(default)s)")
     add("--class", dest="label", help="the class to sample, by name or number; all in turn unless given")
     add("--guidance", type=float, help="how strictly to keep to prompt and class; 1 is as trained (default: 3 or 1)")
     add("--negative", metavar="PROMPT", help="what guidance is to lead away from")
+    add(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="for a network that leaves the images' size open"
+    )
     add("--seed", type=int, default=0, help="another seed, other images (default: %(default)s)")
     add("--out", type=Path, help="the grid's file (default: samples.png, in the run folder if there is one)")
     add("--each", type=Path, help="a folder to write the images to one by one as well")
@@ -72,6 +80,8 @@ def sample(arguments) -> None:
     options["sampler"] = SAMPLERS[arguments.sampler]
     if arguments.negative is not None:
         options["negative"] = [arguments.negative]
+    if arguments.size is not None:
+        options["size"] = tuple(arguments.size)
     if arguments.attention and not prompts:
         raise ValueError("--attention needs prompts: there is nothing to look at without.")
     images = model.generate(conditions, **options)

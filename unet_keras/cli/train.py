@@ -63,7 +63,7 @@ def add_options(p):
     add("--stream", action="store_true", help="read the folder while training, for one too large for memory")
     add("--size", type=int, help="height and width to train at (default: 32)")
     add("--out", type=Path, default=Path("runs/emoji"), help="the run folder (default: %(default)s)")
-    add("--minutes", type=float, help="stop after so many minutes, the learning rate falling to zero by then")
+    add("--minutes", type=float, help="stop after so many minutes, the learning rate falling to a hundredth by then")
     add("--epochs", type=int, help="passes over the data in all (default: 100, unless --minutes is given)")
     add("--batch-size", type=int, help="images a step (default: 32)")
     add("--start", metavar="MODEL", help="a preset, run folder or .keras file to train further, on other data say")
@@ -96,8 +96,9 @@ def train(arguments) -> None:
     if arguments.resume:
         settings, model = _found(arguments)
     else:
-        settings = _new_settings(arguments)
-        model = _further(settings) if settings["start"] else None
+        settings, model = _new_settings(arguments), None
+    if model is None and settings.get("start"):
+        model = _further(settings)
     data = training_data(settings, model)
     model = model or _new_model(settings, data["class_names"], data["encoder"])
     settings["class_names"] = data["class_names"]
@@ -163,8 +164,8 @@ def _new_settings(arguments):
 
 def _further(settings):
     """Load the model to train further: its averaged weights, and none of what its optimizer has gathered."""
-    start = Path(settings["start"])
-    loaded, names, _ = opened(None, start) if (start / runs.SETTINGS).is_file() else opened(settings["start"], None)
+    start = settings["start"]
+    loaded, names, _ = opened(None, start)
     if settings["text"] and loaded.encoder is None:
         raise ValueError(f"--text: {start} reads no captions (train --text).")
     if settings["classes"] and not names:

@@ -82,7 +82,7 @@ class ImageFolder(keras.utils.PyDataset):
 
 
 def order_of(seed: int, epoch: int, count: int, shuffle: bool, flip: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an epoch of `count` images: their order, and for each place in it whether that image is mirrored."""
+    """Draw an epoch of `count` images: their order, and for each image whether it is mirrored."""
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(count) if shuffle else np.arange(count)
     return order, rng.random(count) < (0.5 if flip else 0.0)

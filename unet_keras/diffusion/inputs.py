@@ -74,7 +74,7 @@ class Inputs:
             return {next(iter(self.conditions)): y}
         raise ValueError(
             f"The network takes {sorted(self.conditions) or 'no conditions'}: "
-            + ("give them as a dictionary of arrays." if self.conditions else "give images alone, without labels.")
+            + ("give them as a dictionary of arrays." if self.conditions else "give images alone, or a number of them.")
         )
 
     def check_names(self, conditions):

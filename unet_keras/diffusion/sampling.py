@@ -244,6 +244,8 @@ def _check_direction(rows, upwards):
     """Raise ValueError for a sampler that leads from the image to noise where the other way is asked for, or not."""
     first, last = rows[0].point, rows[-1].point
     rise = last.sigma * first.alpha - first.sigma * last.alpha
+    if len(rows) == 1:  # to the image it leaves nothing of the state
+        rise = rows[0].a[0] - 0.5
     if (rise < 0) if upwards else (rise > 0):
         way = "from noise to the image" if upwards else "from the image to noise"
         remedy = "invert takes ddim_inversion" if upwards else "ddim_inversion is for invert"

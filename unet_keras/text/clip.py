@@ -28,7 +28,8 @@ class ClipEncoder(frozen.Frozen):
     """Prompts to CLIP's hidden states; made by ``from_hf`` or ``from_preset``, which take the options below.
 
     length      tokens of the context, with the start and end token; at most the model's 77
-    layer       whose output: -1 the last (SD 1.5), -2 the penultimate (SD 2, SDXL), 0 the embeddings
+    layer       whose output: -1 the last (SD 1.5; SD 2, whose folders leave OpenCLIP's last layer out), -2 the
+                penultimate (SDXL), 0 the embeddings
     norm        with the final LayerNorm (SD 1.5, SD 2) or as the layer left it (SDXL)
     pooled      None, "eos": the last layer's output, normed, at the first end token, or "projected": that through the
                 model's text projection (SDXL's second encoder)

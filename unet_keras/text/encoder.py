@@ -1,27 +1,18 @@
 """What every text encoder promises, and the checks on prompts that all of them share.
 
-An encoder is any callable from prompts to conditions. What it gives goes to the network's inputs by name:
-``context`` (N, L, D) float32, ``context_mask`` (N, L) bool where True is a token to look at, ``pooled`` (N, P) float32.
+An encoder is any callable from prompts to conditions, N rows each, the same for the same prompts. They go to the
+network's inputs by name: ``context`` (N, L, D) float32, ``context_mask`` (N, L) bool where True is a token to look at,
+``pooled`` (N, P) float32. For attention maps it has ``words(prompts)`` as well: what each prompt's L places in the
+context stand for, "" for padding and special tokens.
 """
 
 import warnings
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
 SHOWN = 3
 """For how many prompts a warning says what was cut."""
-
-
-class Encoder(Protocol):
-    """Prompts to conditions; every call with the same prompts gives the same arrays."""
-
-    def __call__(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Give the named conditions of N prompts, each array with N rows."""
-
-    def words(self, prompts: Sequence[str]) -> list[list[str]]:
-        """Say for each prompt what its L places in the context stand for: "" for padding and special tokens."""
 
 
 def check_prompts(prompts) -> list[str]:

@@ -116,7 +116,7 @@ def located(name: str | os.PathLike) -> Path:
 def preset_config(path: Path) -> dict:
     """Read the configuration in a preset's folder: ``model``, and ``about`` if there is any. Raises ValueError."""
     if not (path / CONFIG).is_file():
-        raise ValueError(f"{path} holds no preset: there is no {CONFIG} in it.")
+        raise ValueError(f"{path} holds no model: neither a run's model.keras nor a preset's {CONFIG} is in it.")
     config = read_json(path / CONFIG)
     if not isinstance(config.get("model"), dict) or not isinstance(config.get("about", {}), dict):
         raise ValueError(f"{path / CONFIG} must hold a model and, if anything, what there is to know about it.")

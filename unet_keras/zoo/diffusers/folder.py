@@ -114,8 +114,7 @@ def to_diffusers(model: DiffusionModel, folder: str | os.PathLike, *, dtype: str
 
     ``unet/`` holds the averaged weights where an average is kept, ``scheduler/`` the schedule as a DDIMScheduler's,
     or a DDPMScheduler's where the network learned the variance.
-    Raises ValueError for a network, a schedule or a prediction that diffusers cannot say.
-    ``unet/`` holds the averaged weights where an average is kept, ``scheduler/`` the schedule as a DDIMScheduler's.
+
     Raises ValueError for a network, a schedule or a prediction that diffusers cannot say, and for a model with LoRA.
     """
     from safetensors.numpy import save_file
