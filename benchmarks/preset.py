@@ -9,6 +9,7 @@ where nothing else is said.
 
 import argparse
 import json
+import statistics
 import time
 from itertools import combinations
 from pathlib import Path
@@ -183,7 +184,10 @@ def classes(model, table, options):
     judge, accuracy = emoji_logits(), {}
     for name, splits in {"held-out": ["val", "compose"], "training": ["train"]}.items():
         real = np.isin(table.splits, splits)
-        accuracy[name] = round(float((judge(table.images[real]).argmax(axis=1) == labels[real]).mean()), 3)
+        right = judge(table.images[real]).argmax(axis=1) == labels[real]
+        accuracy[name] = round(float(right.mean()), 3)
+    of_each = {str(name): round(float(right[labels[real] == i].mean()), 3) for i, name in enumerate(names)}
+    accuracy["training, of each class as many"] = round(statistics.mean(of_each.values()), 3)
     asked = np.repeat(np.arange(len(names)), 16)
     agreement, each = {}, {}
     for scale in SCALES:
@@ -195,10 +199,10 @@ def classes(model, table, options):
             shown = images.reshape(len(names), 16, 32, 32, 3)[:, :6].reshape(-1, 32, 32, 3)
             captions = [name if i == 0 else "" for name in names for i in range(6)]
             plots.grid(shown, captions=captions, columns=6, path=options.out / "classes.png")
-    curve(agreement, accuracy["held-out"], options.out / "guidance.png")
+    curve(agreement, accuracy, options.out / "guidance.png")
     best = max(agreement, key=agreement.get)
     found = {"agreement": agreement, "of": len(asked), "best": best, "of 16 of each, there": each[best]}
-    return {"classifier on real emoji": accuracy, **found}
+    return {"classifier on real emoji": accuracy, "on training emoji of each class": of_each, **found}
 
 
 def curve(agreement, accuracy, path):
@@ -207,7 +211,8 @@ def curve(agreement, accuracy, path):
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(list(agreement), list(agreement.values()), marker="o")
-    axes.axhline(accuracy, color="0.5", linestyle="--", label="real held-out emoji")
+    for name, line in {"held-out": "--", "training, of each class as many": ":"}.items():
+        axes.axhline(accuracy[name], color="0.5", linestyle=line, label=f"real emoji: {name}")
     axes.set_xlabel("guidance scale")
     axes.set_ylabel("share the classifier agrees with")
     axes.legend()
