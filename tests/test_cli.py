@@ -303,6 +303,15 @@ def test_classes_keep_their_names_wherever_a_model_lies(photos, tmp_path, capsys
     assert cli.main(["sample", "photos", "--count", "1"]) == 2 and "photos holds no model" in capsys.readouterr().err
 
 
+def test_a_network_of_open_size_is_told_the_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    unet_keras.DiffusionModel(build_unet((None, None, 3), (4,)), ema=None).save("open.keras")
+    words = ["sample", "open.keras", "--count", "2", "--steps", "1"]
+    assert cli.main(words) == 2 and "size=(height, width)" in capsys.readouterr().err
+    assert cli.main([*words, "--size", "8", "12", "--each", "each"]) == 0
+    assert pixels(tmp_path / "each" / "0001.png").shape == (8, 12, 3)
+
+
 def test_an_epoch_of_emoji_with_classes_shows_rare_ones_more_often():
     settings = {"data": "emoji", "size": 32, "classes": True, "text": False, "batch_size": 64, "seed": 0}
     data, table = material.training_data(settings), emoji_table()
