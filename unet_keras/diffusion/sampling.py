@@ -121,7 +121,8 @@ def request(
     rows = sampler(points)
     if not len(rows):
         raise ValueError(f"sampler gave no rows for the {len(points)} points that it is to visit.")
-    _check_direction(rows, upwards)
+    alone = len(rows) == 1 and len(schedule) > 1  # one row leads nowhere that could be told: two steps tell
+    _check_direction(sampler(schedule.points([len(schedule) - 1, 0])) if alone else rows, upwards)
     if start is not None:
         start = _start(named_inputs, start, count, size)
     shape = _image_shape(named_inputs.image.shape[1:], size) if start is None else start.shape[1:]
@@ -244,8 +245,6 @@ def _check_direction(rows, upwards):
     """Raise ValueError for a sampler that leads from the image to noise where the other way is asked for, or not."""
     first, last = rows[0].point, rows[-1].point
     rise = last.sigma * first.alpha - first.sigma * last.alpha
-    if len(rows) == 1:  # to the image it leaves nothing of the state
-        rise = rows[0].a[0] - 0.5
     if (rise < 0) if upwards else (rise > 0):
         way = "from noise to the image" if upwards else "from the image to noise"
         remedy = "invert takes ddim_inversion" if upwards else "ddim_inversion is for invert"
