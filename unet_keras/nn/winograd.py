@@ -16,7 +16,8 @@ import numpy as np
 KERNEL = np.array(
     [[-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6]]
 )
-"""G's rows but the first and the last (4, 3), which are (1, 0, 0) and (0, 0, 1): those rows of the kernel itself."""
+"""G's rows but the first and the last (4, 3). Those are (1, 0, 0), where Lavin and Gray have a quarter of it and four
+times the first row of B' instead, and (0, 0, 1): rows of the kernel itself."""
 INPUT = np.array(
     [
         [1, 0, -5 / 4, 0, 1 / 4, 0],
