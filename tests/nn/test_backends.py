@@ -15,9 +15,10 @@ from helpers import (
     tiny_film_block,
     tiny_self_attention,
     tiny_text_unet,
+    tiny_transformer,
 )
 
-from unet_keras import Level, conv_transpose, mean_pool, nearest_conv, res_down
+from unet_keras import Level, conv_block, conv_transpose, mean_pool, nearest_conv, res_down, sandwich
 from unet_keras.nn import group_norm, layers
 
 THERE = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}[keras.backend.backend()]
@@ -40,6 +41,7 @@ def every_kind_of_layer():
         size=(None, None),
         levels=[Level(4, 1, tiny_self_attention), Level(8, 1, tiny_cross_attention, up=nearest_conv), Level(8)],
         block=tiny_film_block,
+        bridge=partial(sandwich, block=conv_block, attend=tiny_transformer),
         down=partial(res_down, groups=2),
         up=conv_transpose,
         pool=mean_pool,

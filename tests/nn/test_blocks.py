@@ -36,6 +36,14 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
+def normalised(layer, x):
+    """What a group norm does before its activation."""
+    grouped = x.reshape(len(x), -1, layer.groups, x.shape[-1] // layer.groups)
+    mean, variance = (f(grouped, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    whole = ((grouped - mean) / np.sqrt(variance + layer.epsilon)).reshape(x.shape)
+    return whole * numpy_of(layer.gamma) + numpy_of(layer.beta)
+
+
 def layer_by_layer(model):
     """Call a model's layers on NumPy arrays, by the last part of their names."""
     return lambda role, x: output_of(model.get_layer(f"part_{role}"), x)
@@ -51,11 +59,12 @@ def test_res_block_is_the_formula(modulate, filters):
         model_of(lambda x, emb: block_of_2_groups(x, filters, emb, modulate=modulate, name="part"), X, EMB)
     )
     run = layer_by_layer(model)
-    h, emb = run("conv1", silu(run("norm1", X))), run("emb", silu(EMB))[:, None, None]
+    norm1, norm2 = (partial(normalised, model.get_layer(f"part_norm{n}")) for n in (1, 2))
+    h, emb = run("conv1", silu(norm1(X))), run("emb", silu(EMB))[:, None, None]
     if modulate is norm_add:
-        h = run("norm2", h + emb)
+        h = norm2(h + emb)
     else:
-        h = run("norm2", h) * (1 + emb[..., :filters]) + emb[..., filters:]
+        h = norm2(h) * (1 + emb[..., :filters]) + emb[..., filters:]
     shortcut = X if filters == 8 else run("shortcut", X)
     np.testing.assert_allclose(output_of(model, [X, EMB]), shortcut + run("conv2", silu(h)), atol=1e-5)
 
@@ -279,8 +288,8 @@ def repeat(x):
 def test_residual_blocks_resample_both_branches_before_the_first_convolution(part, resample):
     model = randomized(model_of(lambda x, emb: part(x, 4, emb, groups=2, name="part"), X, EMB))
     run = layer_by_layer(model)
-    h = run("conv1", resample(silu(run("norm1", X)))) + run("emb", silu(EMB))[:, None, None]
-    expected = run("shortcut", resample(X)) + run("conv2", silu(run("norm2", h)))
+    h = run("conv1", resample(run("norm1", X))) + run("emb", silu(EMB))[:, None, None]
+    expected = run("shortcut", resample(X)) + run("conv2", run("norm2", h))
     np.testing.assert_allclose(output_of(model, [X, EMB]), expected, atol=1e-5)
 
 

@@ -89,7 +89,7 @@ def test_film_of_zeros_changes_nothing():
 
 
 def test_film_refuses_a_vector_of_another_width():
-    with pytest.raises(ValueError, match="FiLM of 5 channels needs twice as many numbers, not 5"):
+    with pytest.raises(ValueError, match="5 channels takes twice as many numbers, not 5"):
         FiLM()(keras.Input((3, 4, 5)), keras.Input((5,)))
 
 
@@ -217,7 +217,7 @@ def test_layout_layers_tell_their_output_shapes(sizes):
     "layer",
     [
         TimestepEmbedding(8, shift=1, cosine_first=False),
-        GroupNorm(3, epsilon=1e-3, axis=1),
+        GroupNorm(3, epsilon=1e-3, axis=1, activation="silu"),
         Attention(3, 2, qkv_bias=False),
         FiLM(axis=1),
         CropLike(),

@@ -43,6 +43,11 @@ def silu(x, name=None):
     return layers.Activation("silu", name=name)(x)
 
 
+def norm_silu(groups, eps, name=None):
+    """Make the layer that normalises and applies silu."""
+    return GroupNorm(groups, epsilon=eps, activation="silu", name=name)
+
+
 # ---- blocks ---------------------------------------------------------------------------------------------------------
 
 
@@ -55,43 +60,42 @@ def conv_block(x, filters, emb=None, *, activation="relu", name=None):
     x = conv(x, filters, name=role(name, "conv1"))
     x = layers.Activation(activation, name=role(name, "act1"))(x)
     if emb is not None:
-        x = film(x, emb, kernel_initializer="zeros", name=name)
+        modulation = linear_of(emb, 2 * filters, kernel_initializer="zeros", name=name)
+        x = FiLM(name=role(name, "film"))(x, modulation)
     x = conv(x, filters, name=role(name, "conv2"))
     return layers.Activation(activation, name=role(name, "act2"))(x)
 
 
-def film(x, emb, *, name=None, **options):
-    """Scale and shift x's channels by a linear map of silu(emb)."""
-    modulation = layers.Dense(2 * x.shape[channel_axis()], name=role(name, "emb"), **options)(
-        silu(emb, role(name, "emb_act"))
-    )
-    return FiLM(name=role(name, "film"))(x, modulation)
+def linear_of(emb, units, *, name=None, **options):
+    """Give a linear map of silu(emb), (B, units): what a block makes of the timestep."""
+    return layers.Dense(units, name=role(name, "emb"), **options)(silu(emb, role(name, "emb_act")))
 
 
 def norm_add(x, emb, norm, *, name=None):
     """Add a linear map of silu(emb) to the features, then normalise: how DDPM's blocks take the timestep in."""
     if emb is not None:
-        vector = layers.Dense(x.shape[channel_axis()], name=role(name, "emb"))(silu(emb, role(name, "emb_act")))
-        x = AddPerChannel(name=role(name, "add_emb"))(x, vector)
+        x = AddPerChannel(name=role(name, "add_emb"))(x, linear_of(emb, x.shape[channel_axis()], name=name))
     return norm(x)
 
 
 def norm_film(x, emb, norm, *, name=None):
     """Normalise, then scale and shift by a linear map of silu(emb): how ADM's blocks do (Dhariwal & Nichol 2021)."""
-    return norm(x) if emb is None else film(norm(x), emb, name=name)
+    return norm(x) if emb is None else norm(x, linear_of(emb, 2 * x.shape[channel_axis()], name=name))
 
 
 def res_block(x, filters, emb=None, *, modulate=norm_add, groups=32, eps=1e-5, dropout=0.0, resample=None, name=None):
     """Add norm-silu-conv twice to the input: DDPM's residual block. (B, H, W, C) -> (B, H, W, filters).
 
-    ``modulate(h, emb, norm)`` says where emb enters; ``resample`` (a layer) resizes both branches before the first
-    convolution (Brock et al. 2019). Raises ValueError where the channels do not divide into ``groups``.
+    ``modulate(h, emb, norm)`` says where emb enters; norm(h) normalises and activates, norm(h, modulation) scales and
+    shifts between the two. ``resample`` (a layer) resizes both branches before the first convolution (Brock et al.
+    2019). Raises ValueError where the channels do not divide into ``groups``.
     """
-    h = silu(GroupNorm(groups, epsilon=eps, name=role(name, "norm1"))(x), role(name, "act1"))
+    norm1, norm2 = (norm_silu(groups, eps, role(name, f"norm{n}")) for n in (1, 2))
+    h = norm1(x)
     if resample is not None:
         h, x = resample(h), resample(x)
     h = conv(h, filters, name=role(name, "conv1"))
-    h = silu(modulate(h, emb, GroupNorm(groups, epsilon=eps, name=role(name, "norm2")), name=name), role(name, "act2"))
+    h = modulate(h, emb, norm2, name=name)
     if dropout:
         h = layers.Dropout(dropout, name=role(name, "dropout"))(h)
     h = conv(h, filters, kernel_initializer=near_zero(), name=role(name, "conv2"))

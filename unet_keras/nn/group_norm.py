@@ -5,64 +5,83 @@ import math
 import keras
 from keras import ops
 
-from unet_keras.nn.layers import Spatial
+from unet_keras.nn import fused_norm
+from unet_keras.nn.layers import Spatial, check_modulation
 
 serializable = keras.saving.register_keras_serializable("unet_keras")
 
 
 @serializable
 class GroupNorm(Spatial):
-    """Group normalisation (Wu & He 2018) of a feature map, statistics in float32 whatever the compute dtype.
+    """Group normalisation (Wu & He 2018) of a feature map, and the ``activation`` after it, such as ``"silu"``.
 
-    Each channel's mean and mean square are combined to groups and folded with gamma and beta into one scale and one
-    shift a channel. On torch's CPUs its own kernel does the same at once.
+    Statistics are in float32 whatever the compute dtype. ``modulation`` (B, 2C), a second argument where the layer is
+    called, holds gamma' - 1 and then beta', by which the result is scaled and shifted before the activation (Dhariwal &
+    Nichol 2021, "AdaGN"). Each channel's mean and mean square are combined to groups and folded with all these into one
+    scale and one shift a channel. On torch's CPUs its own kernel does the same at once; on TensorFlow's, see
+    ``fused_norm``.
     """
 
-    def __init__(self, groups=32, *, epsilon=1e-5, **kwargs):
+    def __init__(self, groups=32, *, epsilon=1e-5, activation=None, **kwargs):
         super().__init__(**kwargs)
-        self.groups, self.epsilon = groups, epsilon
+        self.groups, self.epsilon, self.activation = groups, epsilon, keras.activations.get(activation)
 
-    def build(self, x_shape):
+    def build(self, x_shape, modulation_shape=None):
         channels = x_shape[self.axis]
         if channels % self.groups:
             raise ValueError(
                 f"{channels} channels do not divide into groups={self.groups}: choose a divisor, e.g. "
                 f"functools.partial(block, groups={math.gcd(channels, self.groups)})."
             )
+        if modulation_shape is not None:
+            check_modulation(channels, modulation_shape)
         self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma", autocast=False)
         self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
 
-    def call(self, x):
+    def call(self, x, modulation=None):
         if has_kernel() and not _crashes_kernel(x, self.gamma):
-            return self.by_kernel(x)
+            return self.by_kernel(x, modulation)
         pixels = (1, 2) if self.axis == -1 else (2, 3)
         x32 = ops.cast(x, "float32")
         mean, square = (self.of_groups(v) for v in moments(x32, pixels))
-        variance = ops.maximum(square - ops.square(mean), 0.0)
-        gamma, beta = (ops.reshape(ops.cast(v, "float32"), (self.groups, -1)) for v in (self.gamma, self.beta))
-        scale = ops.rsqrt(variance + self.epsilon) * gamma  # (B, groups, channels of a group)
+        r = ops.rsqrt(ops.maximum(square - ops.square(mean), 0.0) + self.epsilon)
+        gamma, beta = (ops.cast(v, "float32")[None] for v in (self.gamma, self.beta))  # (1, C)
+        if modulation is not None:
+            more, shift = ops.split(ops.cast(modulation, "float32"), 2, axis=-1)
+            gamma, beta = gamma * (1.0 + more), beta * (1.0 + more) + shift  # (B, C)
+        gamma, beta = (ops.reshape(v, (-1, self.groups, v.shape[-1] // self.groups)) for v in (gamma, beta))
+        name = keras.activations.serialize(self.activation)
+        if self.axis == -1 and fused_norm.pays(x, name):
+            gamma, beta = (ops.broadcast_to(v, (x.shape[0], *v.shape[1:])) for v in (gamma, beta))
+            return fused_norm.normalize(x, mean, r, gamma, beta, name)
+        scale = r * gamma  # (B, groups, channels of a group)
         shift = beta - mean * scale
-        channels = x.shape[self.axis]
-        scale, shift = (self.per_channel(ops.reshape(v, (-1, channels))) for v in (scale, shift))
-        return ops.cast(x32 * scale + shift, self.compute_dtype)
+        scale, shift = (self.per_channel(ops.reshape(v, (-1, x.shape[self.axis]))) for v in (scale, shift))
+        return self.activation(ops.cast(x32 * scale + shift, self.compute_dtype))
 
-    def by_kernel(self, x):
+    def by_kernel(self, x, modulation=None):
         """The same in torch's kernel, which sums in float32 as well."""
         from torch.nn.functional import group_norm
 
         x = x.permute(0, 3, 1, 2) if self.axis == -1 else x
         y = group_norm(x, self.groups, *map(ops.convert_to_tensor, (self.gamma, self.beta)), self.epsilon)
-        return y.permute(0, 2, 3, 1) if self.axis == -1 else y
+        y = y.permute(0, 2, 3, 1) if self.axis == -1 else y
+        return self.activation(y if modulation is None else self.modulated(y, modulation))
 
     def of_groups(self, v):
         """Average numbers of channels, (B, C), within each group: (B, groups, 1)."""
         return ops.mean(ops.reshape(v, (-1, self.groups, v.shape[-1] // self.groups)), axis=-1, keepdims=True)
 
-    def compute_output_shape(self, x_shape):
+    def compute_output_shape(self, x_shape, modulation_shape=None):
         return x_shape
 
     def get_config(self):
-        return {**super().get_config(), "groups": self.groups, "epsilon": self.epsilon}
+        own = {
+            "groups": self.groups,
+            "epsilon": self.epsilon,
+            "activation": keras.activations.serialize(self.activation),
+        }
+        return {**super().get_config(), **own}
 
 
 def moments(x, pixels):

@@ -63,6 +63,11 @@ class Spatial(layers.Layer):
         """(B, C) -> a shape that broadcasts over the feature map's pixels."""
         return v[:, None, None, :] if self.axis == -1 else v[:, :, None, None]
 
+    def modulated(self, x, modulation):
+        """Scale and shift a feature map's channels by a vector (B, 2C), which holds gamma - 1 and then beta."""
+        scale, shift = ops.split(modulation, 2, axis=-1)
+        return x * (1.0 + self.per_channel(scale)) + self.per_channel(shift)
+
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
 
@@ -75,15 +80,17 @@ class FiLM(Spatial):
     """
 
     def call(self, x, modulation):
-        scale, shift = ops.split(modulation, 2, axis=-1)
-        return x * (1.0 + self.per_channel(scale)) + self.per_channel(shift)
+        return self.modulated(x, modulation)
 
     def compute_output_shape(self, x_shape, modulation_shape):
-        if modulation_shape[-1] != 2 * x_shape[self.axis]:
-            raise ValueError(
-                f"FiLM of {x_shape[self.axis]} channels needs twice as many numbers, not {modulation_shape[-1]}."
-            )
+        check_modulation(x_shape[self.axis], modulation_shape)
         return x_shape
+
+
+def check_modulation(channels, modulation_shape):
+    """Raise ValueError unless a modulation has a scale and a shift for each channel."""
+    if modulation_shape[-1] != 2 * channels:
+        raise ValueError(f"To modulate {channels} channels takes twice as many numbers, not {modulation_shape[-1]}.")
 
 
 @serializable

@@ -20,11 +20,10 @@ from unet_keras.nn.blocks import (
     crop_like,
     cross_attention,
     max_pool,
+    norm_silu,
     role,
-    silu,
 )
 from unet_keras.nn.conditions import sequence, timestep
-from unet_keras.nn.group_norm import GroupNorm
 from unet_keras.nn.layers import channel_axis, near_zero
 
 
@@ -132,7 +131,7 @@ def pointwise_head(x, out_channels, *, name="head"):
 
 def norm_head(x, out_channels, *, groups=32, eps=1e-5, size=3, name="head"):
     """End with group norm, silu and a convolution in float32: the head that goes with ``res_block``."""
-    x = silu(GroupNorm(groups, epsilon=eps, name=role(name, "norm"))(x), role(name, "act"))
+    x = norm_silu(groups, eps, role(name, "norm"))(x)
     return conv(x, out_channels, size, dtype="float32", kernel_initializer=near_zero(), name=name)
 
 

@@ -4,10 +4,18 @@ from functools import partial
 
 from keras import layers
 
-from unet_keras.nn.blocks import conv, keep_filters, nearest_conv, res_block, role, self_attention, silu, strided_conv
+from unet_keras.nn.blocks import (
+    conv,
+    keep_filters,
+    nearest_conv,
+    norm_silu,
+    res_block,
+    role,
+    self_attention,
+    strided_conv,
+)
 from unet_keras.nn.conditions import timestep
 from unet_keras.nn.convolution import Conv
-from unet_keras.nn.group_norm import GroupNorm
 from unet_keras.nn.layers import near_zero
 from unet_keras.nn.unet import Level, build_unet, norm_head, sandwich
 
@@ -77,6 +85,6 @@ def patch_stem(x, filters, *, patch=2, name="stem"):
 
 def patch_head(x, out_channels, *, patch=2, groups=32, eps=1e-5, name="head"):
     """End with group norm, silu, and a patch of pixels from each vector, in float32."""
-    x = silu(GroupNorm(groups, epsilon=eps, name=role(name, "norm"))(x), role(name, "act"))
+    x = norm_silu(groups, eps, role(name, "norm"))(x)
     options = {"kernel_initializer": near_zero(), "dtype": "float32", "name": name}
     return layers.Conv2DTranspose(out_channels, patch, strides=patch, padding="same", **options)(x)

@@ -10,6 +10,7 @@ from math import prod
 import keras
 from keras import layers
 
+from unet_keras.nn import fused_norm
 from unet_keras.nn.attention import Attention
 from unet_keras.nn.convolution import Conv
 from unet_keras.nn.group_norm import GroupNorm, has_kernel
@@ -114,9 +115,15 @@ def kept(layer, call, roots, sizes, backend) -> dict:
 @kept.register(layers.Conv2DTranspose)
 @kept.register(layers.Dense)
 def _(layer, call, roots, sizes, backend):
-    name = keras.activations.serialize(layer.activation)
-    after = {} if name == "linear" else {(id(call), "before"): bytes_of(call.outputs[0])}
-    return _read(layer, call, roots, sizes, backend) | (_made(call, roots, sizes) if name in OF_OUTPUT else after)
+    of_output = keras.activations.serialize(layer.activation) in OF_OUTPUT
+    own = _made(call, roots, sizes) if of_output else _before(layer, call)
+    return _read(layer, call, roots, sizes, backend) | own
+
+
+def _before(layer, call):
+    """What stands before a layer's own activation, where its gradient is computed from that."""
+    linear = keras.activations.serialize(layer.activation) in ("linear", *OF_OUTPUT)
+    return {} if linear else {(id(call), "before"): bytes_of(call.outputs[0])}
 
 
 @kept.register(layers.Activation)
@@ -126,8 +133,18 @@ def _(layer, call, roots, sizes, backend):
 
 
 @kept.register(GroupNorm)
-@kept.register(layers.LayerNormalization)
 def _(layer, call, roots, sizes, backend):
+    x, *modulation = call.inputs
+    own = keras.activations.serialize(layer.activation)
+    if backend == "tensorflow" and fused_norm.pays(x, own):
+        return {roots[id(x)]: sizes[roots[id(x)]]}
+    scaled = {(id(call), "normalised"): bytes_of(call.outputs[0])} if modulation else {}
+    after = _made(call, roots, sizes) if own in OF_OUTPUT else _before(layer, call)
+    return _normalised(layer, call, roots, sizes, backend) | scaled | after
+
+
+@kept.register(layers.LayerNormalization)
+def _normalised(layer, call, roots, sizes, backend):
     x = call.inputs[0]
     if x.dtype == "float32" or _by_kernel(layer, backend):
         return {roots[id(x)]: sizes[roots[id(x)]]}
@@ -226,8 +243,10 @@ def _(layer, inputs, outputs, backend):
 
 @scratch.register(GroupNorm)
 def _(layer, inputs, outputs, backend):
-    if backend != "torch" or _by_kernel(layer, backend):
+    if backend != "torch":
         return 0
+    if _by_kernel(layer, backend):  # what is normalised, where it is then modulated or activated
+        return bytes_of(outputs[0]) if len(inputs) > 1 or layer.activation is not keras.activations.linear else 0
     return 4 * prod(inputs[0].shape)  # x * scale, to which the shift is added
 
 

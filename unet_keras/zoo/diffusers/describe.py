@@ -84,6 +84,10 @@ class _Layers:
     def transformers(self, attend):
         return self._count(rf"{attend}_layer(\d+)_self")
 
+    def modulates(self):
+        """Tell whether the timestep scales and shifts what is normalised, rather than being added before."""
+        return isinstance(self["down0_block0_norm2"].input, list)
+
     def heads(self, attend):
         name = f"{attend}_layer0_self" if f"{attend}_layer0_self" in self else f"{attend}_attention"
         attention = self[name]
@@ -110,7 +114,7 @@ def _read(net):
         "norm_num_groups": norm.groups,
         "norm_eps": norm.epsilon,
         "dropout": net["down0_block0_dropout"].rate if "down0_block0_dropout" in net else 0.0,
-        "resnet_time_scale_shift": "scale_shift" if "down0_block0_film" in net else "default",
+        "resnet_time_scale_shift": "scale_shift" if net.modulates() else "default",
         "freq_shift": int(time.shift) if time.shift == int(time.shift) else time.shift,
         "flip_sin_to_cos": time.cosine_first,
         "center_input_sample": "stem_center" in net,
@@ -185,7 +189,7 @@ def _unconditional(net):
         single = all(a.heads == 1 for a in looking) and len(dims) > 1
         config["attention_head_dim"] = None if single else _same(sorted(dims), False)
     norm = net["bridge_attend0_norm"] if "bridge_attend0_norm" in net else None
-    film = "down0_block0_film" in net
+    film = net.modulates()
     if norm is not None and (film or norm.groups != net["down0_block0_norm1"].groups):
         config["attn_norm_num_groups"] = norm.groups
     for i in range(net.levels - 1):

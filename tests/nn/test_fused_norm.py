@@ -1,0 +1,123 @@
+"""Group norm with what is folded into it, and in few passes on TensorFlow's CPUs, against torch's in float64."""
+
+import keras
+import numpy as np
+import pytest
+import torch
+from helpers import normal, numpy_of, randomized
+from keras import ops
+
+from unet_keras.nn import fused_norm
+from unet_keras.nn.group_norm import GroupNorm
+
+on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for TensorFlow's CPUs")
+X, MODULATION, V = 2 * normal(2, 4, 6, 6) + 1, normal(2, 12, seed=1), normal(2, 4, 6, 6, seed=2)
+
+
+def layer_of(activation, **options):
+    layer = GroupNorm(3, epsilon=0.1, activation=activation, **options)
+    layer.build((None, 4, 6, 6))
+    return randomized(layer)
+
+
+def in_float64(layer, activation, modulated):
+    """torch's: the output of X, channels last, and all that it came from: x, gamma, beta, modulation."""
+    given = [X, *(numpy_of(weight) for weight in layer.weights), MODULATION]
+    x, gamma, beta, modulation = leaves = [torch.tensor(v).double().requires_grad_(True) for v in given]
+    y = torch.nn.functional.group_norm(x.permute(0, 3, 1, 2), layer.groups, gamma, beta, layer.epsilon)
+    if modulated:
+        scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
+        y = y * (1 + scale) + shift
+    y = torch.nn.functional.silu(y) if activation == "silu" else y
+    return y.permute(0, 2, 3, 1), leaves if modulated else leaves[:3]
+
+
+@pytest.fixture(params=[pytest.param(True, marks=on_tensorflow), False], ids=["fused", "plain"])
+def fused(request, monkeypatch):
+    monkeypatch.setattr(fused_norm, "NUMBERS", 0 if request.param else 10**12)
+    return request.param
+
+
+@pytest.mark.parametrize("activation", [None, "silu", "relu"])
+@pytest.mark.parametrize("modulated", [False, True])
+def test_modulation_and_activation_are_those_of_torch(fused, activation, modulated):
+    layer = layer_of(activation)
+    y = layer(ops.convert_to_tensor(X), *[ops.convert_to_tensor(MODULATION)] * modulated)
+    expected, _ = in_float64(layer, activation, modulated)
+    expected = torch.relu(expected) if activation == "relu" else expected
+    np.testing.assert_allclose(numpy_of(y), expected.detach().numpy(), atol=2e-5)
+
+
+@on_tensorflow
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gradients_are_those_of_torch(fused, activation, modulated, compiled):
+    import tensorflow as tf
+
+    layer = layer_of(activation)
+    x, modulation = tf.constant(X), tf.constant(MODULATION)
+
+    def gradients():
+        with tf.GradientTape() as tape:
+            given = [x, *(v.value for v in layer.weights), modulation][: 4 if modulated else 3]
+            tape.watch(given)
+            y = layer(x, modulation) if modulated else layer(x)
+        return tape.gradient(y, given, tf.constant(V))
+
+    found = tf.function(gradients)() if compiled else gradients()
+    y, leaves = in_float64(layer, activation, modulated)
+    for mine, theirs in zip(found, torch.autograd.grad(y, leaves, torch.tensor(V).double()), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+@on_tensorflow
+def test_the_second_gradient_is_that_of_torch(fused):
+    """Through the statistics as well, which the first gradient by hand takes as given."""
+    import tensorflow as tf
+
+    layer, x = layer_of("silu"), tf.constant(X)
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = layer(x)
+        length = tf.reduce_sum(inner.gradient(y, x, tf.constant(V)) ** 2)
+    y, (x64, *_) = in_float64(layer, "silu", False)
+    (first,) = torch.autograd.grad(y, x64, torch.tensor(V).double(), create_graph=True)
+    (second,) = torch.autograd.grad((first**2).sum(), x64)
+    np.testing.assert_allclose(outer.gradient(length, x), second, atol=1e-4)
+
+
+@on_tensorflow
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_in_half_precision_only_what_comes_out_is_rounded(fused, policy):
+    """The activation too is computed in float32 where it is fused."""
+    layer = layer_of("silu", dtype=policy)
+    y = layer(ops.cast(X, layer.compute_dtype))
+    assert keras.backend.standardize_dtype(y.dtype) == layer.compute_dtype
+    rounded = numpy_of(ops.cast(ops.cast(X, layer.compute_dtype), "float32"))
+    whole = layer_of("silu")
+    whole.set_weights(layer.get_weights())
+    error = numpy_of(ops.cast(y, "float32")) - numpy_of(whole(ops.convert_to_tensor(rounded)))
+    step = 2**-8 if policy == "mixed_bfloat16" else 2**-11
+    assert np.abs(error).max() < (1.01 if fused else 4) * step * np.abs(numpy_of(whole(rounded))).max()
+
+
+@on_tensorflow
+def test_it_is_used_for_maps_of_known_size_on_cpus(monkeypatch):
+    import tensorflow as tf
+
+    large = tf.TensorSpec((2, 64, 64, 16))
+    assert fused_norm.pays(large, "silu")
+    assert fused_norm.pays(large, "linear")
+    assert not fused_norm.pays(large, "relu")
+    assert not fused_norm.pays(tf.TensorSpec((None, 64, 64, 16)), "silu")
+    assert not fused_norm.pays(tf.TensorSpec((2, 8, 8, 16)), "silu")
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
+    assert not fused_norm.pays(large, "silu")
+
+
+def test_a_modulation_of_another_width_is_refused():
+    with pytest.raises(ValueError, match="6 channels takes twice as many numbers, not 6"):
+        GroupNorm(3)(keras.Input((4, 6, 6)), keras.Input((6,)))
