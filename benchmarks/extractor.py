@@ -17,6 +17,19 @@ from unet_keras import emoji_table
 from unet_keras.metrics.extractors import WEIGHTS, emoji_network
 
 
+def moved():
+    """Make the layers that mirror, turn, shift and zoom pictures on white, a little, at random."""
+    white = {"fill_mode": "constant", "fill_value": 255.0}
+    return keras.Sequential(
+        [
+            keras.layers.RandomFlip("horizontal"),
+            keras.layers.RandomRotation(0.04, **white),
+            keras.layers.RandomTranslation(0.1, 0.1, **white),
+            keras.layers.RandomZoom(0.15, **white),
+        ]
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=60)
@@ -29,16 +42,8 @@ def main():
     _, labels = np.unique(table.groups, return_inverse=True)
     train, held = table.splits == "train", np.isin(table.splits, ["val", "compose"])
     network = emoji_network(dropout=0.3)
-    moved = keras.Sequential(
-        [
-            keras.layers.RandomFlip("horizontal"),
-            keras.layers.RandomRotation(0.04, fill_mode="constant", fill_value=255.0),
-            keras.layers.RandomTranslation(0.1, 0.1, fill_mode="constant", fill_value=255.0),
-            keras.layers.RandomZoom(0.15, fill_mode="constant", fill_value=255.0),
-        ]
-    )
     image = keras.Input((32, 32, 3))
-    classifier = keras.Model(image, network(moved(image))["logits"])
+    classifier = keras.Model(image, network(moved()(image))["logits"])
     steps = options.epochs * -(-int(train.sum()) // 64)
     rate = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=2e-3, warmup_steps=100)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "unet_keras"
 # Which of our own parts a part may import, besides itself. A part is a folder or a file of the package.
 OURS = {
     "nn": set(),
-    "diffusion": set(),
+    "diffusion": {"optimizers"},
     "files": set(),
     "text": {"files"},
     "data": set(),
@@ -51,6 +51,7 @@ OURS["__init__"] = set(OURS) - {"__main__"}
 THEIRS = {
     "nn": {"keras", "numpy"},
     "nn/convolution.py": {"keras", "torch"},
+    "nn/fused_norm.py": {"keras", "tensorflow"},
     "nn/group_norm.py": {"keras", "tensorflow", "torch"},
     "nn/winograd.py": {"keras", "numpy", "tensorflow"},
 }

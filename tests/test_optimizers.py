@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from unet_keras import AdamW, Muon
-from unet_keras.optimizers import orthogonal
+from unet_keras.optimizers import move, orthogonal
 
 BACKEND = keras.backend.backend()
 
@@ -84,7 +84,29 @@ def test_one_kernel_moves_a_variable():
     optimizer.build(model.trainable_variables)
     gradients = [tf.ones(v.shape) for v in model.trainable_variables]
     graph = tf.function(lambda: optimizer.apply(gradients)).get_concrete_function().graph
-    assert [op.type for op in graph.get_operations()].count("ResourceApplyAdam") == 4
+    kinds = [op.type for op in graph.get_operations()]
+    assert kinds.count("ResourceApplyAdam") == kinds.count("ResourceApplyGradientDescent") == 4  # the latter is decay
+    assert not any(kind.startswith("Assign") and kind.endswith("SubVariableOp") for kind in kinds)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_variable_is_moved_along_itself_or_another(dtype):
+    variable = keras.Variable(np.array([1.0, -2.0, 4.0]), dtype=dtype)
+    move(variable, 0.25, variable)
+    move(variable, keras.ops.convert_to_tensor(0.5), keras.ops.convert_to_tensor([1.0, 1.0, -1.0], dtype))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), [0.25, -2.0, 3.5])
+
+
+def test_what_is_excluded_from_weight_decay_stays():
+    model = network()
+    optimizer = AdamW(0.1, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    optimizer.build(model.trainable_variables)
+    before = model.get_weights()
+    optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables])
+    for v, old in zip(model.trainable_variables, before, strict=True):
+        expected = old if v.name == "bias" else old * (1 - 0.1 * 0.5)
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(v), expected, rtol=1e-6)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's kind of gradient")

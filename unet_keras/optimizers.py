@@ -9,6 +9,28 @@ from keras import ops
 KERAS = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
+def move(variable, share, along):
+    """Subtract ``share * along``, a scalar and a tensor, from a variable; on TensorFlow in one kernel."""
+    if keras.backend.backend() == "tensorflow" and keras.backend.standardize_dtype(variable.dtype) == "float32":
+        import tensorflow as tf
+
+        if not _has_strategy():
+            share, along = (tf.convert_to_tensor(v, "float32") for v in (share, along))
+            tf.raw_ops.ResourceApplyGradientDescent(var=_handle(variable), alpha=share, delta=along)
+            return
+    variable.assign(variable - ops.cast(share, variable.dtype) * along)
+
+
+def _handle(variable):
+    return variable.value.handle if isinstance(variable, keras.Variable) else variable.handle
+
+
+def _has_strategy():
+    import tensorflow as tf
+
+    return tf.distribute.has_strategy()
+
+
 @keras.saving.register_keras_serializable("unet_keras")
 class AdamW(KERAS):
     """``keras.optimizers.AdamW``: Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
@@ -28,7 +50,7 @@ class AdamW(KERAS):
 
         index = self._get_variable_index(variable)
         moments = (self._momentums[index], self._velocities[index])
-        var, m, v = (x.value.handle if isinstance(x, keras.Variable) else x.handle for x in (variable, *moments))
+        var, m, v = map(_handle, (variable, *moments))
         step = ops.cast(self.iterations + 1, "float32")
         tf.raw_ops.ResourceApplyAdam(
             var=var,
@@ -42,6 +64,15 @@ class AdamW(KERAS):
             epsilon=self.epsilon,
             grad=tf.convert_to_tensor(gradient, "float32"),  # an embedding's gradient holds the rows it met
         )
+
+    def _apply_weight_decay(self, variables):
+        """Keras takes three operations on TensorFlow. Under a strategy, Keras's own, which moves each copy."""
+        if self.weight_decay is None or keras.backend.backend() != "tensorflow" or _has_strategy():
+            super()._apply_weight_decay(variables)
+            return
+        for variable in variables:
+            if self._use_weight_decay(variable):
+                move(variable, ops.cast(self.learning_rate, "float32") * self.weight_decay, variable)
 
 
 SMALLEST = 16

@@ -25,6 +25,7 @@ from unet_keras.diffusion.schedules import Schedule, linear, look_up
 from unet_keras.diffusion.seeds import derived
 from unet_keras.diffusion.values import Values, pixels
 from unet_keras.diffusion.variance import VLB_WEIGHT, bound, check_channels, halves, learned
+from unet_keras.optimizers import move
 
 TABLES = ("schedule", "prediction", "values", "encoder")
 """The parts that are written into a model's configuration whole."""
@@ -247,7 +248,7 @@ class DiffusionModel(SampledModel):
         keep = ops.where(done > self.ema_step, ops.minimum(self.ema, (1.0 + n) / (10.0 + n)), 1.0)
         self.ema_step.assign(done)
         for average, v in zip(self.ema_network.weights, self.network.weights, strict=True):
-            average.assign(average + ops.cast(1.0 - keep, average.dtype) * (v - average))
+            move(average, 1.0 - keep, average - v)
 
     def fit(self, x=None, y=None, batch_size=None, epochs=1, *, validation_data=None, sample_weight=None, **kwargs):
         """Train as ``keras.Model.fit`` does, on images and their conditions; returns the History.
