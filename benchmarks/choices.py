@@ -18,9 +18,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from unet_keras import AdamW, DiffusionModel
+from unet_keras import AdamW, DiffusionModel, optimizers
 from unet_keras.diffusion import loop
-from unet_keras.nn import attention, convolution, group_norm, winograd
+from unet_keras.nn import attention, convolution, fused_norm, group_norm, winograd
 from unet_keras.zoo import ddpm_cifar10
 
 
@@ -38,6 +38,8 @@ CHOICES = {
         ("wide convolutions in half the products", winograd, "pays", lambda x, kernel: False),
         DOUBLED,
         ("group norm by rows", group_norm, "moments", plain_moments),
+        ("group norm and silu compiled", fused_norm, "pays", lambda x, activation: False),
+        ("decay and average of the weights in a kernel each", optimizers, "_has_strategy", lambda: True),
         ("attention in pieces", attention, "_in_pieces", plain_attention),
     ],
     "torch": [

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel, UNet2DModel
+from helpers import output_of
 
 from unet_keras import DiffusionModel, cosine
 from unet_keras.files import Tensors
@@ -13,7 +14,7 @@ from unet_keras.zoo.diffusers.folder import to_diffusers
 from unet_keras.zoo.diffusers.network import unet_of
 from unet_keras.zoo.diffusers.weights import arrays_of, load
 
-from .helpers import TINY, assert_same, given, made_of, random_config
+from .helpers import TINY, assert_same, given, made_of, our_inputs, random_config
 
 CONFIGS = {name: (config, (config["sample_size"],) * 2) for name, config in TINY.items()}
 CONFIGS |= {f"random {seed}": random_config(seed) for seed in range(20 if keras.backend.backend() == "torch" else 4)}
@@ -38,6 +39,20 @@ def test_the_same_output_and_the_same_tensors_back(name, tmp_path):
     back = arrays_of(ours, linear=config.get("use_linear_projection", True))
     assert back.keys() == state.keys() and ours.count_params() == theirs.num_parameters()
     assert all(np.array_equal(array, state[name].numpy()) for name, array in back.items())
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="TensorFlow's CPUs convolve channels last alone")
+@pytest.mark.parametrize("name", TINY)
+def test_channels_first_gives_the_transposed_output(name, tmp_path):
+    theirs, last, config, inputs = both(name, tmp_path)
+    inputs = our_inputs(last, inputs)
+    keras.config.set_image_data_format("channels_first")
+    first = unet_of(config)
+    load(first, Tensors(tmp_path, "diffusion_pytorch_model"))
+    turned = output_of(first, inputs | {"image": inputs["image"].transpose(0, 3, 1, 2)})
+    np.testing.assert_allclose(turned.transpose(0, 2, 3, 1), output_of(last, inputs), atol=1e-5)
+    to_diffusers(DiffusionModel(first, cosine(), ema=None), tmp_path / "back")
+    assert json.loads((tmp_path / "back/unet/config.json").read_text())["sample_size"] == config["sample_size"]
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="layers are read alike on every backend")

@@ -25,6 +25,7 @@ from unet_keras.nn.layers import (
     SequenceToPixels,
     channel_axis,
     near_zero,
+    size_of,
 )
 
 
@@ -272,8 +273,7 @@ def crop_like(x, like, *, name=None):
 
 def same_size(x, like):
     """Tell whether the two feature maps are known to agree in height and width."""
-    sizes = slice(1, 3) if channel_axis() == -1 else slice(2, 4)
-    return None not in like.shape[sizes] and x.shape[sizes] == like.shape[sizes]
+    return None not in size_of(like.shape) and size_of(x.shape) == size_of(like.shape)
 
 
 def keep_filters(part):

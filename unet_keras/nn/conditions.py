@@ -90,7 +90,7 @@ def pooled_and_sizes(pooled, sizes, dim, *, shift=0.0, cosine_first=True):
     def condition(width):
         text, numbers = keras.Input((pooled,), name="pooled"), keras.Input((sizes,), dtype="float32", name="sizes")
         embed = TimestepEmbedding(dim, shift=shift, cosine_first=cosine_first, name="sizes_embedding")
-        y = layers.Flatten(name="sizes_flat")(embed(numbers))
+        y = layers.Flatten(data_format="channels_last", name="sizes_flat")(embed(numbers))
         y = layers.Concatenate(name="pooled_and_sizes")([text, y])
         return {"pooled": text, "sizes": numbers}, two_dense(y, width, name="pooled")
 

@@ -18,6 +18,16 @@ def channel_axis():
     return 1 if keras.config.image_data_format() == "channels_first" else -1
 
 
+def size_of(shape):
+    """The height and width in a feature map's shape, (B, H, W, C) or as Keras's present image data format has it."""
+    return tuple(shape[1:3] if channel_axis() == -1 else shape[2:4])
+
+
+def image_shape(height, width, channels):
+    """The shape of one image under Keras's present image data format."""
+    return (height, width, channels) if channel_axis() == -1 else (channels, height, width)
+
+
 @serializable
 class TimestepEmbedding(layers.Layer):
     """Sinusoidal embedding of a scalar, (B,) or (B, M) -> (..., width), always computed in float32.

@@ -13,6 +13,7 @@ from functools import partial
 
 from unet_keras.nn.blocks import keep_filters, norm_film, res_block, res_down, res_up, self_attention
 from unet_keras.nn.conditions import class_label, timestep
+from unet_keras.nn.layers import image_shape
 from unet_keras.nn.unet import Level
 from unet_keras.zoo.ddpm import residual_unet
 
@@ -32,7 +33,7 @@ def adm(size, filters, depth, *, heads=None, head_dim=None, dim=None, dropout=0.
     levels = [Level(c, depth, attend(c) if size >> i <= 32 else None) for i, c in enumerate(filters)]
     dim = dim or filters[0]
     return residual_unet(
-        (size, size, 3),
+        image_shape(size, size, 3),
         levels,
         block=block,
         attend=attend(filters[-1]),

@@ -7,7 +7,7 @@ import keras
 from unet_keras.nn.abstract import shapes_only
 from unet_keras.nn.attention import Attention
 from unet_keras.nn.group_norm import GroupNorm
-from unet_keras.nn.layers import TimestepEmbedding
+from unet_keras.nn.layers import TimestepEmbedding, channel_axis, size_of
 from unet_keras.zoo.diffusers.config import CONDITIONAL, UNCONDITIONAL, complete
 from unet_keras.zoo.diffusers.network import unet_of
 
@@ -21,10 +21,10 @@ def config_of(network: keras.Model) -> dict:
     try:
         config = complete(_read(_Layers(network)))
         inputs = {x.name: x for x in network.inputs}
-        maps = {name: x.shape[-1] for name, x in inputs.items() if len(x.shape) == 4 and name != "image"}
+        maps = {name: x.shape[channel_axis()] for name, x in inputs.items() if len(x.shape) == 4 and name != "image"}
         sizes = {"sizes": inputs["sizes"].shape[-1]} if "sizes" in inputs else {}
         with shapes_only():
-            twin = unet_of(config, size=tuple(inputs["image"].shape[1:3]), maps=maps, **sizes)
+            twin = unet_of(config, size=size_of(inputs["image"].shape), maps=maps, **sizes)
     except (KeyError, ValueError, AttributeError, IndexError) as error:
         raise ValueError(f"{network.name} cannot be said as a network of diffusers: {error}.") from error
     odd = _difference(network, twin)
@@ -126,7 +126,7 @@ def _read(net):
 
 
 def _sample_size(net):
-    height, width = net.inputs["image"].shape[1:3]
+    height, width = size_of(net.inputs["image"].shape)
     return height if height == width else (height, width)
 
 

@@ -28,6 +28,7 @@ from unet_keras.nn.conditions import (
     timestep,
     vector,
 )
+from unet_keras.nn.layers import image_shape
 from unet_keras.nn.unet import Level, bridge, build_unet, norm_head, sandwich
 from unet_keras.zoo.diffusers.config import CONDITIONAL, complete, per_level
 
@@ -52,7 +53,7 @@ def unet_of(config, *, size=None, maps=None, sizes=SIZES, name="unet") -> keras.
     down, up = _levels(config, _halves(size, len(config["block_out_channels"]) - 1))
     block = _block(config)
     return build_unet(
-        (height, width, channels),
+        image_shape(height, width, channels),
         down,
         up_levels=up,
         maps=maps,
