@@ -15,34 +15,43 @@ import keras
 
 NUMBERS = 2**16
 """The size of a map, all its numbers counted, from which on it pays: see benchmarks/README.md."""
+USUAL = 16
+"""The number of maps that is reckoned with where it is open."""
 ACTIVATIONS = ("linear", "silu")
 
 
 def pays(x, activation: str) -> bool:
-    """Tell whether ``normalize`` is faster: on a CPU, of maps that are not small, where their size is known."""
-    if keras.backend.backend() != "tensorflow" or activation not in ACTIVATIONS or None in x.shape:
+    """Tell whether ``normalize`` is faster: on a CPU, of maps that are not small, whose height and width are known.
+
+    How many there are may be open: each number that comes is compiled for, which takes some two seconds a network.
+    """
+    count, *size = x.shape
+    if keras.backend.backend() != "tensorflow" or activation not in ACTIVATIONS or None in size:
         return False
-    return prod(x.shape) >= NUMBERS and keras.distribution.list_devices()[0].startswith("cpu")
+    return (count or USUAL) * prod(size) >= NUMBERS and keras.distribution.list_devices()[0].startswith("cpu")
 
 
 def normalize(x, mean, r, gamma, beta, activation: str):
     """Give f(gamma (x - mean) r + beta), in x's dtype, computed in float32.
 
     x is (B, H, W, C); ``mean`` and ``r`` are those of its groups, (B, groups, 1), and the gradient knows how they come
-    from x; gamma and beta are (B, groups, C / groups).
+    from x; gamma and beta are (B, groups, C / groups), or (1, groups, C / groups).
     """
     import tensorflow as tf
 
     apply, weigh, pull_back = (_compiled(part, activation) for part in (_apply, _weigh, _pull_back))
+    _, height, width, channels = x.shape
+    groups = r.shape[1]
+    gamma, beta = (tf.broadcast_to(v, tf.shape(r * v)) for v in (gamma, beta))
 
     def everywhere(v):
-        return tf.reshape(tf.broadcast_to(v, gamma.shape), (x.shape[0], 1, 1, x.shape[3]))
+        return tf.reshape(tf.broadcast_to(v, tf.shape(gamma)), (-1, 1, 1, channels))
 
     def like_x(v):  # what comes from XLA has no known shape, without which silu and biases are not fused further on
         return tf.ensure_shape(v, x.shape)
 
     def total(v):
-        return tf.reshape(tf.reduce_sum(tf.reduce_sum(like_x(v), 1), 1), gamma.shape)  # rows first: faster
+        return tf.reshape(tf.reduce_sum(tf.reduce_sum(like_x(v), 1), 1), (-1, groups, channels // groups))  # rows first
 
     @tf.custom_gradient
     def normalized(x, mean, r, gamma, beta):
@@ -53,7 +62,7 @@ def normalize(x, mean, r, gamma, beta, activation: str):
         def gradient(dy):
             dz, dz_x = (total(v) for v in weigh(x, dy, scale, shift))
             of_gamma = r * (dz_x - mean * dz)
-            count = x.shape[1] * x.shape[2] * gamma.shape[2]
+            count = height * width * channels // groups
             plain, along = (tf.reduce_sum(gamma * v, -1, keepdims=True) / count for v in (dz, of_gamma))
             b = -r * r * along
             a = -r * plain - b * mean

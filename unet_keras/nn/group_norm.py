@@ -52,7 +52,6 @@ class GroupNorm(Spatial):
         gamma, beta = (ops.reshape(v, (-1, self.groups, v.shape[-1] // self.groups)) for v in (gamma, beta))
         name = keras.activations.serialize(self.activation)
         if self.axis == -1 and fused_norm.pays(x, name):
-            gamma, beta = (ops.broadcast_to(v, (x.shape[0], *v.shape[1:])) for v in (gamma, beta))
             return fused_norm.normalize(x, mean, r, gamma, beta, name)
         scale = r * gamma  # (B, groups, channels of a group)
         shift = beta - mean * scale
