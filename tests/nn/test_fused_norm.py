@@ -118,6 +118,7 @@ def test_it_is_used_for_maps_of_known_size_on_cpus(monkeypatch):
     assert not fused_norm.pays(large, "relu")
     assert fused_norm.pays(tf.TensorSpec((None, 64, 64, 16)), "silu")
     assert not fused_norm.pays(tf.TensorSpec((2, None, 64, 16)), "silu")
+    assert fused_norm.pays(tf.TensorSpec((64, 8, 8, 16)), "silu")
     assert not fused_norm.pays(tf.TensorSpec((2, 8, 8, 16)), "silu")
     assert not fused_norm.pays(tf.TensorSpec((None, 8, 8, 16)), "silu")
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
