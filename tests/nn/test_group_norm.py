@@ -7,7 +7,6 @@ import torch
 from helpers import normal, numpy_of, output_of, randomized
 
 from unet_keras.diffusion.gradients import with_product
-from unet_keras.nn import group_norm as module
 from unet_keras.nn.group_norm import GroupNorm
 
 MIXED = ("mixed_bfloat16", "mixed_float16")
@@ -49,34 +48,12 @@ def test_group_norm_stands_a_large_mean(mean, atol, size):
 
 @pytest.mark.parametrize("x", [2 * normal(2, 5, 7, 6) + 1, np.zeros((2, 5, 7, 6), "float32")], ids=["normal", "zero"])
 def test_the_gradient_is_that_of_torch(x):
-    """Of zeros too: TensorFlow's gradient of a length would divide by it."""
+    """Of zeros too."""
     layer, v = built_group_norm(6, 3, epsilon=0.1), normal(2, 5, 7, 6, seed=1)
     _, found = with_product(layer, keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(v))
     y, given = in_float64(x, layer)
     (expected,) = torch.autograd.grad(y, given, torch.tensor(v).double())
     np.testing.assert_allclose(numpy_of(found), expected, atol=1e-5)
-
-
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for TensorFlow's CPUs")
-def test_rows_are_summed_up_first_on_cpus_where_the_size_is_known(monkeypatch):
-    import tensorflow as tf
-
-    taken = []
-    monkeypatch.setattr(module, "_by_rows", lambda x: taken.append(x) or [x, x])
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None, 8, 4))])
-    def of_unknown_size(x):
-        return module.moments(x, (1, 2))
-
-    x = tf.ones((2, 8, 8, 4))
-    module.moments(x, (2, 3))
-    of_unknown_size.get_concrete_function()
-    assert not taken
-    module.moments(x, (1, 2))
-    assert len(taken) == 1
-    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
-    module.moments(x, (1, 2))
-    assert len(taken) == 1
 
 
 def test_group_norm_of_a_constant_is_beta():

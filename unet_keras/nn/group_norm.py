@@ -42,8 +42,10 @@ class GroupNorm(Spatial):
         if has_kernel() and not _crashes_kernel(x, self.gamma):
             return self.by_kernel(x, modulation)
         pixels = (1, 2) if self.axis == -1 else (2, 3)
+        fused = self.axis == -1 and fused_norm.pays(x)
         x32 = ops.cast(x, "float32")
-        mean, square = (self.of_groups(v) for v in moments(x32, pixels))
+        moments = fused_norm.moments(x) if fused else (ops.mean(v, axis=pixels) for v in (x32, ops.square(x32)))
+        mean, square = (self.of_groups(v) for v in moments)
         r = ops.rsqrt(ops.maximum(square - ops.square(mean), 0.0) + self.epsilon)
         gamma, beta = (ops.cast(v, "float32")[None] for v in (self.gamma, self.beta))  # (1, C)
         if modulation is not None:
@@ -51,7 +53,7 @@ class GroupNorm(Spatial):
             gamma, beta = gamma * (1.0 + more), beta * (1.0 + more) + shift  # (B, C)
         gamma, beta = (ops.reshape(v, (-1, self.groups, v.shape[-1] // self.groups)) for v in (gamma, beta))
         name = keras.activations.serialize(self.activation)
-        if self.axis == -1 and fused_norm.pays(x, name):
+        if fused and name in fused_norm.ACTIVATIONS:
             return fused_norm.normalize(x, mean, r, gamma, beta, name)
         scale = r * gamma  # (B, groups, channels of a group)
         shift = beta - mean * scale
@@ -81,32 +83,6 @@ class GroupNorm(Spatial):
             "activation": keras.activations.serialize(self.activation),
         }
         return {**super().get_config(), **own}
-
-
-def moments(x, pixels):
-    """Give the mean and the mean square of each channel, (B, C) each, of a float32 feature map."""
-    if keras.backend.backend() == "tensorflow" and pixels == (1, 2) and all(x.shape[1:]):
-        if keras.distribution.list_devices()[0].startswith("cpu"):
-            return _by_rows(x)
-    return ops.mean(x, axis=pixels), ops.mean(ops.square(x), axis=pixels)
-
-
-def _by_rows(x):
-    """The same on TensorFlow's CPUs: rows are summed up before pixels, and no map of squares is written."""
-    import tensorflow as tf
-
-    pixels = x.shape[1] * x.shape[2]
-
-    @tf.custom_gradient
-    def both(x):
-        def gradient(of_mean, of_square):  # that of a length would divide by it, and it may be 0
-            of_mean, of_square = (v[:, None, None, :] / pixels for v in (of_mean, of_square))
-            return of_mean + 2.0 * of_square * x
-
-        mean, length = (f(f(x, axis=1), axis=1) for f in (tf.reduce_mean, tf.math.reduce_euclidean_norm))
-        return (mean, tf.square(length) / pixels), gradient
-
-    return both(x)
 
 
 def has_kernel() -> bool:

@@ -136,7 +136,7 @@ def _(layer, call, roots, sizes, backend):
 def _(layer, call, roots, sizes, backend):
     x, *modulation = call.inputs
     own = keras.activations.serialize(layer.activation)
-    if backend == "tensorflow" and fused_norm.pays(x, own):
+    if backend == "tensorflow" and fused_norm.pays(x) and own in fused_norm.ACTIVATIONS:
         return {roots[id(x)]: sizes[roots[id(x)]]}
     scaled = {(id(call), "normalised"): bytes_of(call.outputs[0])} if modulation else {}
     after = _made(call, roots, sizes) if own in OF_OUTPUT else _before(layer, call)
