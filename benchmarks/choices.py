@@ -24,10 +24,6 @@ from unet_keras.nn import attention, convolution, fused_norm, group_norm, winogr
 from unet_keras.zoo import ddpm_cifar10
 
 
-def plain_moments(x, pixels):
-    return ops.mean(x, axis=pixels), ops.mean(ops.square(x), axis=pixels)
-
-
 def plain_attention(q, k, v, mask):
     return ops.dot_product_attention(q, k, v, mask=mask)
 
@@ -37,8 +33,7 @@ CHOICES = {
     "tensorflow": [
         ("wide convolutions in half the products", winograd, "pays", lambda x, kernel: False),
         DOUBLED,
-        ("group norm by rows", group_norm, "moments", plain_moments),
-        ("group norm and silu compiled", fused_norm, "pays", lambda x, activation: False),
+        ("group norm and silu compiled", fused_norm, "pays", lambda x: False),
         ("decay and average of the weights in a kernel each", optimizers, "_has_strategy", lambda: True),
         ("attention in pieces", attention, "_in_pieces", plain_attention),
     ],
