@@ -34,7 +34,7 @@ CHOICES = {
         ("wide convolutions in half the products", winograd, "pays", lambda x, kernel: False),
         DOUBLED,
         ("group norm and silu compiled", fused_norm, "pays", lambda x: False),
-        ("decay and average of the weights in a kernel each", optimizers, "_has_strategy", lambda: True),
+        ("decay and average in a kernel each", optimizers, "_has_strategy", lambda: True),
         ("attention in pieces", attention, "_in_pieces", plain_attention),
     ],
     "torch": [
