@@ -115,15 +115,15 @@ def kept(layer, call, roots, sizes, backend) -> dict:
 @kept.register(layers.Conv2DTranspose)
 @kept.register(layers.Dense)
 def _(layer, call, roots, sizes, backend):
-    of_output = keras.activations.serialize(layer.activation) in OF_OUTPUT
-    own = _made(call, roots, sizes) if of_output else _before(layer, call)
-    return _read(layer, call, roots, sizes, backend) | own
+    return _read(layer, call, roots, sizes, backend) | _for_activation(layer, call, roots, sizes)
 
 
-def _before(layer, call):
-    """What stands before a layer's own activation, where its gradient is computed from that."""
-    linear = keras.activations.serialize(layer.activation) in ("linear", *OF_OUTPUT)
-    return {} if linear else {(id(call), "before"): bytes_of(call.outputs[0])}
+def _for_activation(layer, call, roots, sizes):
+    """What the gradient of a layer's own activation is computed from: its output, or what stands before it."""
+    name = keras.activations.serialize(layer.activation)
+    if name in OF_OUTPUT:
+        return _made(call, roots, sizes)
+    return {} if name == "linear" else {(id(call), "before"): bytes_of(call.outputs[0])}
 
 
 @kept.register(layers.Activation)
@@ -139,7 +139,7 @@ def _(layer, call, roots, sizes, backend):
     if backend == "tensorflow" and fused_norm.pays(x) and own in fused_norm.ACTIVATIONS:
         return {roots[id(x)]: sizes[roots[id(x)]]}
     scaled = {(id(call), "normalised"): bytes_of(call.outputs[0])} if modulation else {}
-    after = _made(call, roots, sizes) if own in OF_OUTPUT else _before(layer, call)
+    after = _for_activation(layer, call, roots, sizes)
     return _normalised(layer, call, roots, sizes, backend) | scaled | after
 
 
