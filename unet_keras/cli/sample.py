@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import keras
+from PIL import Image
 
 from unet_keras import pipeline, plots
 from unet_keras.cli.asking import asked, opened
@@ -71,6 +72,7 @@ def sample(arguments) -> None:
     """Sample, and write a grid; single images, an animation and attention maps if asked for."""
     if arguments.count is not None and arguments.count < 1:
         raise ValueError(f"--count must be 1 or more, got {arguments.count}.")
+    _check_files(out=arguments.out, gif=arguments.gif, attention=arguments.attention)
     path, *prompts = [None, *arguments.given] if arguments.preset else arguments.given or [None]
     model, names, home = opened(arguments.preset, path)
     count = (4 if prompts else 16) if arguments.count is None else arguments.count
@@ -97,6 +99,13 @@ def sample(arguments) -> None:
         print(plots.animation(frames, arguments.gif))
     if arguments.attention:
         _attention(arguments.attention, model, conditions, count, prompts, options)
+
+
+def _check_files(**files):
+    """Raise ValueError, before minutes of sampling, for a picture's file whose name does not end as one's."""
+    for option, file in files.items():
+        if file is not None and Path(file).suffix.lower() not in Image.registered_extensions():
+            raise ValueError(f"--{option} must end as a picture's name does, in .png for one, got {str(file)!r}.")
 
 
 def _usual_guidance(model, prompts):
