@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import unet_keras
-from unet_keras import AdamW, Muon, build_unet, cli, emoji_table, from_preset
+from unet_keras import AdamW, Muon, build_unet, cli, emoji_table, from_preset, logit_normal
 from unet_keras.cli import material, sample
 from unet_keras.cli import train as train_command
 
@@ -278,6 +278,20 @@ def test_a_run_is_trained_further_from_its_averaged_weights(captioned, tmp_path)
     assert cli.main(["train", "--out", "further", "--resume", "--epochs", "2"]) == 0
     assert cli.main([*further, "--text", "--classes", "--out", "both"]) == 0
     assert cli.main(["sample", "both", "red cats", "--class", "dogs", "--count", "1", "--steps", "1"]) == 0
+
+
+@pytest.mark.once
+def test_timesteps_are_drawn_as_asked(photos, tmp_path):
+    asked = ["--epochs", "1", "--logit-normal", "1", "0.5"]
+    assert train(*asked) == 0
+    made = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    np.testing.assert_array_equal(made.density, logit_normal(made.schedule, 1.0, 0.5))
+    further = ["train", "--data", "photos", "--size", "8", "--start", "run", "--epochs", "1", "--out"]
+    assert cli.main([*further, "same"]) == 0
+    assert cli.main([*further, "other", "--logit-normal", "-1", "2"]) == 0
+    same, other = (keras.saving.load_model(tmp_path / name / "model.keras").density for name in ("same", "other"))
+    np.testing.assert_array_equal(same, made.density)
+    np.testing.assert_array_equal(other, logit_normal(made.schedule, -1.0, 2.0))
 
 
 def test_a_run_from_a_model_that_was_killed_before_its_first_checkpoint_begins_there_again(photos, tmp_path):

@@ -57,6 +57,7 @@ from unet_keras.diffusion.schedules import (
     trailing,
     zero_terminal_snr,
 )
+from unet_keras.diffusion.timesteps import logit_normal
 from unet_keras.diffusion.values import Values, latents, pixels
 from unet_keras.lora import enable_lora, merge_lora
 from unet_keras.nn.blocks import (
@@ -145,7 +146,7 @@ __all__ = [
     "Schedule", "Point", "Points", "CLEAN", "linear", "scaled_linear", "cosine", "sigmoid", "flow", "zero_terminal_snr",
     "trailing", "leading", "linspace", "karras", "exponential", "beta",
     "Values", "pixels", "latents",
-    "Prediction", "noise", "velocity", "clean", "flow_velocity", "min_snr",
+    "Prediction", "noise", "velocity", "clean", "flow_velocity", "min_snr", "logit_normal",
     "Row", "ddpm", "ddpm_learned", "ddim", "ddim_inversion", "euler", "euler_ancestral", "lcm", "flow_euler",
     "flow_heun", "heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
     "lms", "plms", "deis", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "unipc",

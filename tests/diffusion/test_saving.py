@@ -11,6 +11,7 @@ from unet_keras import (
     clean,
     cosine,
     linear,
+    logit_normal,
     min_snr,
     noise,
     sequence,
@@ -44,6 +45,7 @@ def trained():
         schedule=cosine(200),
         prediction=velocity,
         weight=min_snr(cosine(200), velocity),
+        density=logit_normal(cosine(200), 1.0),
         null={"label": 3},
         drop=0.25,
         ema=0.9,
@@ -62,6 +64,7 @@ def test_everything_comes_back(trained, loaded):
     np.testing.assert_array_equal(loaded.schedule.alpha, trained.schedule.alpha)
     np.testing.assert_array_equal(loaded.schedule.sigma, trained.schedule.sigma)
     np.testing.assert_array_equal(loaded.weight, trained.weight)
+    np.testing.assert_array_equal(loaded.density, trained.density)
     assert loaded.prediction == velocity and loaded.drop == 0.25 and loaded.ema == 0.9 and loaded.seed == 11
     assert {name: int(value) for name, value in loaded.dropping.null.items()} == {"label": 3}
     assert int(loaded.ema_step) == 3 and loaded.dtype_policy.name == "float32"

@@ -13,7 +13,7 @@ from unet_keras.checkpoints import Checkpoint, LossGuard
 from unet_keras.cli.asking import asked, opened
 from unet_keras.cli.material import training_data
 from unet_keras.cli.pace import Deadline, LearningRate
-from unet_keras.diffusion import predictions, schedules
+from unet_keras.diffusion import predictions, schedules, timesteps
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.nn.conditions import class_label, timestep
 from unet_keras.nn.unet import build_unet
@@ -74,6 +74,13 @@ def add_options(p):
     add("--optimizer", choices=OPTIMIZERS, help="(default: adamw)")
     add("--schedule", choices=SCHEDULES, help="(default: cosine)")
     add("--prediction", choices=PREDICTIONS, help="(default: velocity)")
+    add(
+        "--logit-normal",
+        type=float,
+        nargs=2,
+        metavar=("MEAN", "STD"),
+        help="draw timesteps so, e.g. 1 1 for more of the noisier (default: all alike)",
+    )
     add("--samples-every", type=int, help="epochs between two grids of samples (default: 5)")
     add("--save-every", type=float, help="seconds between two checkpoints (default: 300)")
     add("--keep", type=int, help="how many checkpoints are kept (default: 2)")
@@ -172,6 +179,7 @@ def _further(settings):
         raise ValueError(f"--classes: {start} knows no classes (train --classes).")
     settings["class_names"] = names
     own = {"seed": settings["seed"], "remat": settings["remat"]}
+    own |= {"density": _density(settings, loaded.schedule)} if settings.get("logit_normal") else {}
     model = DiffusionModel.from_config({**loaded.get_config(), **own})
     for network in filter(None, (model.network, model.ema_network)):
         network.set_weights(loaded.averaged.get_weights())
@@ -192,9 +200,15 @@ def _new_model(settings, class_names, encoder):
     network = NETWORKS[settings["network"]]((size, size, 3), conditions=conditions, **read)
     schedule, prediction = SCHEDULES[settings["schedule"]](), PREDICTIONS[settings["prediction"]]
     options = {"null": null, "drop": drop, "remat": settings["remat"], "seed": settings["seed"]}
+    options |= {"density": _density(settings, schedule)}
     model = DiffusionModel(network, schedule, prediction, encoder=encoder, **options)
     _compile(model, settings)
     return model
+
+
+def _density(settings, schedule):
+    asked = settings.get("logit_normal")  # runs from before there was a choice say nothing
+    return timesteps.logit_normal(schedule, *asked) if asked else None
 
 
 def _compile(model, settings):

@@ -23,6 +23,7 @@ from unet_keras.diffusion.replicas import apply_whole, logged, share_of, togethe
 from unet_keras.diffusion.sampled import SampledModel
 from unet_keras.diffusion.schedules import Schedule, linear, look_up
 from unet_keras.diffusion.seeds import derived
+from unet_keras.diffusion.timesteps import drawn
 from unet_keras.diffusion.values import Values, pixels
 from unet_keras.diffusion.variance import VLB_WEIGHT, bound, check_channels, halves, learned
 from unet_keras.optimizers import move
@@ -47,6 +48,8 @@ class DiffusionModel(SampledModel):
     values        what an image's numbers are: pixels, or latents, which know no bounds
     weight        a table (T,) of loss weights, e.g. ``min_snr(schedule, prediction)``; None weighs all alike. That of
                   what the network learns of the variance is not changed
+    density       a table (T,) of how often training and validation draw each timestep, relative to the others, e.g.
+                  ``logit_normal(schedule, 1.0)``; None draws all alike
     encoder       prompts -> conditions, see text/: ``fit`` and ``generate`` then take lists of texts, or {"prompt":
                   texts} beside other conditions
     null, drop    conditions that mean "none", {name: one example's array}, and the probability with which training
@@ -69,6 +72,7 @@ class DiffusionModel(SampledModel):
         *,
         values: Values = pixels,
         weight=None,
+        density=None,
         encoder=None,
         null=None,
         drop=0.0,
@@ -83,7 +87,7 @@ class DiffusionModel(SampledModel):
         super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
         check_parts(schedule, prediction)
         self.network, self.schedule, self.prediction, self.values = network, schedule, prediction, values
-        self.weight = None if weight is None else np.asarray(weight, "float64")
+        self.weight, self.density = (None if v is None else np.asarray(v, "float64") for v in (weight, density))
         self.encoder, self.drop, self.ema, self.remat = encoder, drop, ema, remat
         self.seed = random.getrandbits(31) if seed is None else seed
         self.named_inputs = Inputs(network, encoder, values)
@@ -175,7 +179,7 @@ class DiffusionModel(SampledModel):
         clean = self.values.given(images)
         count, *shape = ops.shape(clean)
         share = share_of(count)
-        t = share.rows(lambda n: keras.random.randint((n,), 0, len(self.schedule), dtype="int32", seed=generator))
+        t = share.rows(partial(drawn, len(self.schedule), self.density, seed=generator))
         eps = share.rows(lambda n: keras.random.normal((n, *shape), dtype="float32", seed=generator))
         alpha, sigma = (look_up(table, t, len(clean.shape)) for table in (self.schedule.alpha, self.schedule.sigma))
         if dropping is not None:
@@ -318,11 +322,12 @@ class DiffusionModel(SampledModel):
         self.attach()  # the optimizer's configuration, written next, reads its learning rate
         network = keras.saving.serialize_keras_object(self.network)
         tables = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in TABLES}
-        weight = None if self.weight is None else self.weight.tolist()
+        lists = {"weight": self.weight, "density": self.density}
+        lists = {name: None if table is None else table.tolist() for name, table in lists.items()}
         null = {name: np.asarray(value).tolist() for name, value in self.dropping.given.items()}
         drop = dict(self.drop) if isinstance(self.drop, dict) else self.drop
-        own = {"weight": weight, "null": null, "drop": drop, "ema": self.ema, "remat": self.remat, "seed": self.seed}
-        return {**super().get_config(), "network": network, **tables, **own}
+        own = {"null": null, "drop": drop, "ema": self.ema, "remat": self.remat, "seed": self.seed}
+        return {**super().get_config(), "network": network, **tables, **lists, **own}
 
     @classmethod
     def from_config(cls, config):

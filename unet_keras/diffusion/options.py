@@ -22,9 +22,13 @@ def check_options(model):
         raise ValueError(f"remat must be True or False, got {model.remat!r}.")
     if not isinstance(model.seed, int | np.integer) or model.seed < 0:
         raise ValueError(f"seed must be a whole number >= 0, got {model.seed}.")
-    weight = model.weight
-    if weight is not None and (weight.shape != schedule.alpha.shape or not ((weight >= 0) & (weight < np.inf)).all()):
-        raise ValueError(f"weight must be a table of {len(schedule)} finite numbers >= 0, got shape {weight.shape}.")
+    for name, table in {"weight": model.weight, "density": model.density}.items():
+        if table is None:
+            continue
+        if table.shape != schedule.alpha.shape or not ((table >= 0) & (table < np.inf)).all():
+            raise ValueError(f"{name} must be a table of {len(schedule)} finite numbers >= 0, got shape {table.shape}.")
+    if model.density is not None and not model.density.any():
+        raise ValueError("density must be above 0 for some timestep, got only zeros: leave it out to draw all alike.")
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = model.prediction.estimate(1.0, 1.0, schedule.alpha, schedule.sigma)
     if not np.isfinite(estimate).all():
