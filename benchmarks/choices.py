@@ -20,7 +20,7 @@ from keras import ops
 
 from unet_keras import AdamW, DiffusionModel, optimizers
 from unet_keras.diffusion import loop
-from unet_keras.nn import attention, convolution, fused_norm, group_norm, winograd
+from unet_keras.nn import attention, convolution, group_norm, linear, one_pass, winograd
 from unet_keras.zoo import ddpm_cifar10
 
 
@@ -28,12 +28,17 @@ def plain_attention(q, k, v, mask):
     return ops.dot_product_attention(q, k, v, mask=mask)
 
 
+def only_linear(x, numbers=None, extra=0, _pays=one_pass.pays):
+    return numbers is not None and _pays(x, numbers, extra)
+
+
 DOUBLED = ("doubled maps as transposed convolutions", convolution, "REPEATED", not convolution.REPEATED)
 CHOICES = {
     "tensorflow": [
         ("wide convolutions in half the products", winograd, "pays", lambda x, kernel: False),
         DOUBLED,
-        ("group norm and silu compiled", fused_norm, "pays", lambda x: False),
+        ("group norm, silu and gates compiled", one_pass, "pays", only_linear),
+        ("linear maps as convolutions", linear, "pays", lambda x, units: False),
         ("decay and average in a kernel each", optimizers, "_has_strategy", lambda: True),
         ("attention in pieces", attention, "_in_pieces", plain_attention),
     ],

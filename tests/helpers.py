@@ -172,3 +172,37 @@ class Cut(keras.callbacks.Callback):
         if self.left == -1:  # a batch more, which is lost
             raise KeyboardInterrupt
         self.left -= 1
+
+
+def taped_gradients(call, given, weights, upstream, *, order, count):
+    """The gradients of ``call(*given)`` on TensorFlow, ``given``'s and the weights', or those of their squares' sum.
+
+    Eagerly, or compiled for a ``count`` of examples that may be open.
+    """
+    import tensorflow as tf
+
+    def gradients(*given):
+        watched = [*given, *(v.value for v in weights)]
+        with tf.GradientTape() as outer:
+            outer.watch(watched)
+            with tf.GradientTape() as inner:
+                inner.watch(watched)
+                y = call(*given)
+            found = inner.gradient(y, watched, tf.constant(upstream))
+            length = sum(tf.reduce_sum(f**2) for f in found)
+        return found if order == 1 else outer.gradient(length, watched, unconnected_gradients="zero")
+
+    if count != "eager":
+        gradients = tf.function(gradients, input_signature=[tf.TensorSpec((count, *v.shape[1:])) for v in given])
+    return gradients(*map(tf.constant, given))
+
+
+def torch_gradients(y, leaves, upstream, *, order):
+    """The same by torch, of its own tensors."""
+    import torch
+
+    found = torch.autograd.grad(y, leaves, torch.tensor(upstream).double(), create_graph=True)
+    if order == 2:
+        length = sum((g**2).sum() for g in found)
+        found = torch.autograd.grad(length, leaves, allow_unused=True, materialize_grads=True)
+    return [g.detach().numpy() for g in found]

@@ -52,7 +52,10 @@ THEIRS = {
     "nn": {"keras", "numpy"},
     "nn/convolution.py": {"keras", "torch"},
     "nn/fused_norm.py": {"keras", "tensorflow"},
+    "nn/gated.py": {"keras", "tensorflow"},
     "nn/group_norm.py": {"keras", "tensorflow", "torch"},
+    "nn/linear.py": {"keras", "tensorflow"},
+    "nn/one_pass.py": {"keras", "tensorflow"},
     "nn/winograd.py": {"keras", "numpy", "tensorflow"},
 }
 NO_KERAS = {"diffusion/samplers.py", "diffusion/multicall.py", "diffusion/multistep.py"}

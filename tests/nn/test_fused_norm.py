@@ -4,14 +4,16 @@ import keras
 import numpy as np
 import pytest
 import torch
-from helpers import normal, numpy_of, randomized
+from helpers import normal, numpy_of, randomized, taped_gradients, torch_gradients
 from keras import ops
 
-from unet_keras.nn import fused_norm
+from unet_keras.nn import one_pass
 from unet_keras.nn.group_norm import GroupNorm
 
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="for TensorFlow's CPUs")
-X, MODULATION, V = 2 * normal(2, 4, 6, 6) + 1, normal(2, 12, seed=1), normal(2, 4, 6, 6, seed=2)
+X, V = 2 * normal(2, 4, 6, 6) + 1, normal(2, 4, 6, 6, seed=2)
+MORE = {"modulation": normal(2, 12, seed=1), "added": normal(2, 6, seed=5)}
+MORE_OR_LESS = [(), ("modulation",), ("added",), ("modulation", "added")]
 
 
 def layer_of(activation, **options):
@@ -20,77 +22,61 @@ def layer_of(activation, **options):
     return randomized(layer)
 
 
-def in_float64(layer, activation, modulated):
-    """torch's: the output of X, channels last, and all that it came from: x, gamma, beta, modulation."""
-    given = [X, *(numpy_of(weight) for weight in layer.weights), MODULATION]
-    x, gamma, beta, modulation = leaves = [torch.tensor(v).double().requires_grad_(True) for v in given]
-    y = torch.nn.functional.group_norm(x.permute(0, 3, 1, 2), layer.groups, gamma, beta, layer.epsilon)
-    if modulated:
-        scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
+def in_float64(layer, activation, more):
+    """torch's: the output of X, channels last, and all that it came from: x, gamma, beta, and what ``more`` names."""
+    given = [X, *(numpy_of(weight) for weight in layer.weights), *(MORE[name] for name in more)]
+    x, gamma, beta, *rest = leaves = [torch.tensor(v).double().requires_grad_(True) for v in given]
+    rest = dict(zip(more, rest, strict=True))
+    y = x + rest["added"][:, None, None] if "added" in rest else x
+    y = torch.nn.functional.group_norm(y.permute(0, 3, 1, 2), layer.groups, gamma, beta, layer.epsilon)
+    if "modulation" in rest:
+        scale, shift = rest["modulation"][:, :, None, None].chunk(2, dim=1)
         y = y * (1 + scale) + shift
     y = torch.nn.functional.silu(y) if activation == "silu" else y
-    return y.permute(0, 2, 3, 1), leaves if modulated else leaves[:3]
+    return y.permute(0, 2, 3, 1), leaves
 
 
 @pytest.fixture(params=[pytest.param(True, marks=on_tensorflow), False], ids=["fused", "plain"])
 def fused(request, monkeypatch):
-    monkeypatch.setattr(fused_norm, "NUMBERS", 0 if request.param else 10**12)
+    monkeypatch.setattr(one_pass, "NUMBERS", 0 if request.param else 10**12)
     return request.param
 
 
+named = pytest.mark.parametrize("more", MORE_OR_LESS, ids="-".join)
+
+
 @pytest.mark.parametrize("activation", [None, "silu", "relu"])
-@pytest.mark.parametrize("modulated", [False, True])
-def test_modulation_and_activation_are_those_of_torch(fused, activation, modulated):
+@named
+def test_modulation_addition_and_activation_are_those_of_torch(fused, activation, more):
     layer = layer_of(activation)
-    y = layer(ops.convert_to_tensor(X), *[ops.convert_to_tensor(MODULATION)] * modulated)
-    expected, _ = in_float64(layer, activation, modulated)
+    y = layer(ops.convert_to_tensor(X), **{name: ops.convert_to_tensor(MORE[name]) for name in more})
+    expected, _ = in_float64(layer, activation, more)
     expected = torch.relu(expected) if activation == "relu" else expected
     np.testing.assert_allclose(numpy_of(y), expected.detach().numpy(), atol=2e-5)
 
 
 @on_tensorflow
 @pytest.mark.parametrize("activation", [None, "silu"])
-@pytest.mark.parametrize("modulated", [False, True])
+@named
 @pytest.mark.parametrize("count", ["eager", 2, None])
-def test_the_gradients_are_those_of_torch(fused, activation, modulated, count):
-    """Eagerly, and compiled for a known or an open number of images."""
-    import tensorflow as tf
-
-    layer = layer_of(activation)
-
-    def gradients(x, modulation):
-        with tf.GradientTape() as tape:
-            given = [x, *(v.value for v in layer.weights), modulation][: 4 if modulated else 3]
-            tape.watch(given)
-            y = layer(x, modulation) if modulated else layer(x)
-        return tape.gradient(y, given, tf.constant(V))
-
-    if count != "eager":
-        gradients = tf.function(
-            gradients, input_signature=[tf.TensorSpec((count, *v.shape[1:])) for v in (X, MODULATION)]
-        )
-    found = gradients(tf.constant(X), tf.constant(MODULATION))
-    y, leaves = in_float64(layer, activation, modulated)
-    for mine, theirs in zip(found, torch.autograd.grad(y, leaves, torch.tensor(V).double()), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-4)
-
-
-@on_tensorflow
-def test_the_second_gradient_is_that_of_torch(fused):
-    """Through the statistics as well, which the first gradient by hand takes as given."""
-    import tensorflow as tf
-
-    layer, x = layer_of("silu"), tf.constant(X)
-    with tf.GradientTape() as outer:
-        outer.watch(x)
-        with tf.GradientTape() as inner:
-            inner.watch(x)
-            y = layer(x)
-        length = tf.reduce_sum(inner.gradient(y, x, tf.constant(V)) ** 2)
-    y, (x64, *_) = in_float64(layer, "silu", False)
-    (first,) = torch.autograd.grad(y, x64, torch.tensor(V).double(), create_graph=True)
-    (second,) = torch.autograd.grad((first**2).sum(), x64)
-    np.testing.assert_allclose(outer.gradient(length, x), second, atol=1e-4)
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_gradients_are_those_of_torch(fused, activation, more, count, order):
+    """Eagerly, and compiled for a known or an open number of images; the second through the statistics as well, which
+    the first, by hand, takes as given.
+    """
+    layer, given = layer_of(activation), [X, *(MORE[name] for name in more)]
+    found = taped_gradients(
+        lambda x, *rest: layer(x, **dict(zip(more, rest, strict=True))),
+        given,
+        layer.weights,
+        V,
+        order=order,
+        count=count,
+    )
+    y, (x, gamma, beta, *rest) = in_float64(layer, activation, more)
+    expected = torch_gradients(y, [x, *rest, gamma, beta], V, order=order)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=5e-5 * max(1, np.abs(theirs).max()))
 
 
 @on_tensorflow
@@ -127,14 +113,14 @@ def test_it_is_used_for_maps_of_known_size_on_cpus(monkeypatch):
     import tensorflow as tf
 
     large = tf.TensorSpec((2, 64, 64, 16))
-    assert fused_norm.pays(large)
-    assert fused_norm.pays(tf.TensorSpec((None, 64, 64, 16)))
-    assert not fused_norm.pays(tf.TensorSpec((2, None, 64, 16)))
-    assert fused_norm.pays(tf.TensorSpec((64, 8, 8, 16)))
-    assert not fused_norm.pays(tf.TensorSpec((2, 8, 8, 16)))
-    assert not fused_norm.pays(tf.TensorSpec((None, 8, 8, 16)))
+    assert one_pass.pays(large)
+    assert one_pass.pays(tf.TensorSpec((None, 64, 64, 16)))
+    assert not one_pass.pays(tf.TensorSpec((2, None, 64, 16)))
+    assert one_pass.pays(tf.TensorSpec((64, 8, 8, 16)))
+    assert not one_pass.pays(tf.TensorSpec((2, 8, 8, 16)))
+    assert not one_pass.pays(tf.TensorSpec((None, 8, 8, 16)))
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
-    assert not fused_norm.pays(large)
+    assert not one_pass.pays(large)
 
 
 def test_a_modulation_of_another_width_is_refused():

@@ -10,7 +10,6 @@ from helpers import normal, numpy_of, output_of, randomized
 from unet_keras.nn.attention import Attention
 from unet_keras.nn.group_norm import GroupNorm
 from unet_keras.nn.layers import (
-    AddPerChannel,
     CropLike,
     FiLM,
     PixelsToSequence,
@@ -91,12 +90,6 @@ def test_film_of_zeros_changes_nothing():
 def test_film_refuses_a_vector_of_another_width():
     with pytest.raises(ValueError, match="5 channels takes twice as many numbers, not 5"):
         FiLM()(keras.Input((3, 4, 5)), keras.Input((5,)))
-
-
-def test_add_per_channel():
-    x, vector = normal(2, 3, 4, 5), normal(2, 5, seed=1)
-    y = output_of(AddPerChannel(), x, vector=vector)
-    np.testing.assert_allclose(y, x + vector[:, None, None], atol=1e-6)
 
 
 # ---- attention ------------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def test_a_convolution_by_hand():
 
 
 def test_what_grows_with_the_batch_and_what_does_not(monkeypatch):
-    monkeypatch.setattr("unet_keras.nn.fused_norm.NUMBERS", 0)  # it keeps less, and more maps pass it in a larger batch
+    monkeypatch.setattr("unet_keras.nn.one_pass.NUMBERS", 0)  # it keeps less, and more maps pass it in a larger batch
     network = NETWORKS["ddpm"]()
     one, four = cost(network, 1), cost(network, 4)
     assert four.forward_flops == 4 * one.forward_flops and four.weights == one.weights

@@ -6,7 +6,8 @@ import keras
 from keras import layers, ops
 
 from unet_keras.nn.layers import near_zero
-from unet_keras.nn.lora import LoraDense
+from unet_keras.nn.linear import Linear
+from unet_keras.nn.lora import LoraLinear
 
 serializable = keras.saving.register_keras_serializable("unet_keras")
 
@@ -29,10 +30,10 @@ class Attention(layers.Layer):
     def dense(self, role, units, **options):
         """Make one of the four linear maps; where some have LoRA, the others are frozen."""
         if role in self.lora:
-            return LoraDense(units, dtype=self.dtype_policy, name=role, **options, **self.lora[role])
+            return LoraLinear(units, dtype=self.dtype_policy, name=role, **options, **self.lora[role])
         # Keras tells a layer's parts that it is frozen when that is set, not when it is made from its configuration.
         options["trainable"] = self.trainable and not self.lora
-        return layers.Dense(units, dtype=self.dtype_policy, name=role, **options)
+        return Linear(units, dtype=self.dtype_policy, name=role, **options)
 
     def build(self, x_shape, context_shape=None):
         source = context_shape or x_shape
@@ -88,7 +89,7 @@ class Attention(layers.Layer):
             return dict(self.lora)
         maps = {role: getattr(self, role) for role in ("query", "key", "value", "out")}
         keys = ("lora_rank", "lora_alpha")
-        return {r: {k: getattr(d, k) for k in keys} for r, d in maps.items() if isinstance(d, LoraDense)}
+        return {r: {k: getattr(d, k) for k in keys} for r, d in maps.items() if isinstance(d, LoraLinear)}
 
 
 def attended(q, k, v, mask=None):

@@ -15,9 +15,9 @@ from keras import layers
 
 from unet_keras.nn.attention import Attention
 from unet_keras.nn.convolution import Conv
+from unet_keras.nn.gated import GeluGate
 from unet_keras.nn.group_norm import GroupNorm
 from unet_keras.nn.layers import (
-    AddPerChannel,
     CropLike,
     FiLM,
     NearestLike,
@@ -27,6 +27,7 @@ from unet_keras.nn.layers import (
     near_zero,
     size_of,
 )
+from unet_keras.nn.linear import Linear
 
 
 def role(name, part):
@@ -74,9 +75,7 @@ def linear_of(emb, units, *, name=None, **options):
 
 def norm_add(x, emb, norm, *, name=None):
     """Add a linear map of silu(emb) to the features, then normalise: how DDPM's blocks take the timestep in."""
-    if emb is not None:
-        x = AddPerChannel(name=role(name, "add_emb"))(x, linear_of(emb, x.shape[channel_axis()], name=name))
-    return norm(x)
+    return norm(x) if emb is None else norm(x, added=linear_of(emb, x.shape[channel_axis()], name=name))
 
 
 def norm_film(x, emb, norm, *, name=None):
@@ -88,8 +87,8 @@ def res_block(x, filters, emb=None, *, modulate=norm_add, groups=32, eps=1e-5, d
     """Add norm-silu-conv twice to the input: DDPM's residual block. (B, H, W, C) -> (B, H, W, filters).
 
     ``modulate(h, emb, norm)`` says where emb enters; norm(h) normalises and activates, norm(h, modulation) scales and
-    shifts between the two. ``resample`` (a layer) resizes both branches before the first convolution (Brock et al.
-    2019). Raises ValueError where the channels do not divide into ``groups``.
+    shifts between the two, norm(h, added=vector) adds before both. ``resample`` (a layer) resizes both branches before
+    the first convolution (Brock et al. 2019). Raises ValueError where the channels do not divide into ``groups``.
     """
     norm1, norm2 = (norm_silu(groups, eps, role(name, f"norm{n}")) for n in (1, 2))
     h = norm1(x)
@@ -155,10 +154,10 @@ def spatial_transformer(x, context, *, mask=None, depth=1, heads=None, head_dim=
     heads, head_dim = _split_heads(channels, heads, head_dim)
     y = GroupNorm(groups, epsilon=1e-6, name=role(name, "norm"))(x)
     # A 1x1 convolution is a dense layer over the channels.
-    y = layers.Dense(heads * head_dim, name=role(name, "proj_in"))(PixelsToSequence(name=role(name, "sequence"))(y))
+    y = Linear(heads * head_dim, name=role(name, "proj_in"))(PixelsToSequence(name=role(name, "sequence"))(y))
     for i in range(depth):
         y = _transformer_block(y, context, mask, heads, head_dim, name=role(name, f"layer{i}"))
-    y = layers.Dense(channels, kernel_initializer=near_zero(), name=role(name, "proj_out"))(y)
+    y = Linear(channels, kernel_initializer=near_zero(), name=role(name, "proj_out"))(y)
     return layers.Add(name=role(name, "add"))([x, SequenceToPixels(name=role(name, "pixels"))(y, x)])
 
 
@@ -177,9 +176,9 @@ def _transformer_block(y, context, mask, heads, head_dim, *, name):
 def _geglu(y, *, name):
     """Feed forward through value * gelu(gate), four times as wide (Shazeer 2020, equation 6)."""
     width = y.shape[-1]
-    value = layers.Dense(4 * width, name=role(name, "value"))(y)
-    gate = layers.Dense(4 * width, activation=keras.activations.gelu, name=role(name, "gate"))(y)
-    return layers.Dense(width, name=role(name, "out"))(layers.Multiply(name=role(name, "gated"))([value, gate]))
+    value = Linear(4 * width, name=role(name, "value"))(y)
+    gate = Linear(4 * width, name=role(name, "gate"))(y)
+    return Linear(width, name=role(name, "out"))(GeluGate(name=role(name, "gated"))(value, gate))
 
 
 def _needs_context(context, part):

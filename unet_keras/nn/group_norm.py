@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from unet_keras.nn import fused_norm
+from unet_keras.nn import fused_norm, one_pass
 from unet_keras.nn.layers import Spatial, check_modulation
 
 serializable = keras.saving.register_keras_serializable("unet_keras")
@@ -15,18 +15,18 @@ serializable = keras.saving.register_keras_serializable("unet_keras")
 class GroupNorm(Spatial):
     """Group normalisation (Wu & He 2018) of a feature map, and the ``activation`` after it, such as ``"silu"``.
 
-    Statistics are in float32 whatever the compute dtype. ``modulation`` (B, 2C), a second argument where the layer is
-    called, holds gamma' - 1 and then beta', by which the result is scaled and shifted before the activation (Dhariwal &
-    Nichol 2021, "AdaGN"). Each channel's mean and mean square are combined to groups and folded with all these into one
-    scale and one shift a channel. On torch's CPUs its own kernel does the same at once; on TensorFlow's, see
-    ``fused_norm``.
+    Statistics are in float32 whatever the compute dtype. Two arguments where the layer is called: ``modulation`` (B,
+    2C) holds gamma' - 1 and then beta', by which the result is scaled and shifted before the activation (Dhariwal &
+    Nichol 2021, "AdaGN"); ``added`` (B, C) is added to every pixel before it is normalised. Each channel's mean and
+    mean square are combined to groups and folded with all these into one scale and one shift a channel. On torch's CPUs
+    its own kernel does the same at once; on TensorFlow's, see ``fused_norm``.
     """
 
     def __init__(self, groups=32, *, epsilon=1e-5, activation=None, **kwargs):
         super().__init__(**kwargs)
         self.groups, self.epsilon, self.activation = groups, epsilon, keras.activations.get(activation)
 
-    def build(self, x_shape, modulation_shape=None):
+    def build(self, x_shape, modulation_shape=None, added_shape=None):
         channels = x_shape[self.axis]
         if channels % self.groups:
             raise ValueError(
@@ -35,17 +35,23 @@ class GroupNorm(Spatial):
             )
         if modulation_shape is not None:
             check_modulation(channels, modulation_shape)
+        if added_shape is not None and added_shape[-1] != channels:
+            raise ValueError(f"To add to {channels} channels takes as many numbers, not {added_shape[-1]}.")
         self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma", autocast=False)
         self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
 
-    def call(self, x, modulation=None):
+    def call(self, x, modulation=None, added=None):
         if has_kernel() and not _crashes_kernel(x, self.gamma):
-            return self.by_kernel(x, modulation)
+            return self.by_kernel(x if added is None else x + self.per_channel(added), modulation)
         pixels = (1, 2) if self.axis == -1 else (2, 3)
-        fused = self.axis == -1 and fused_norm.pays(x)
+        fused = self.axis == -1 and one_pass.pays(x)
         x32 = ops.cast(x, "float32")
         moments = fused_norm.moments(x) if fused else (ops.mean(v, axis=pixels) for v in (x32, ops.square(x32)))
-        mean, square = (self.of_groups(v) for v in moments)
+        of_channels, square = moments
+        mean, added = of_channels, None if added is None else ops.cast(added, "float32")
+        if added is not None:
+            mean, square = mean + added, square + added * (2.0 * mean + added)
+        mean, square = (self.of_groups(v) for v in (mean, square))
         r = ops.rsqrt(ops.maximum(square - ops.square(mean), 0.0) + self.epsilon)
         gamma, beta = (ops.cast(v, "float32")[None] for v in (self.gamma, self.beta))  # (1, C)
         if modulation is not None:
@@ -54,8 +60,10 @@ class GroupNorm(Spatial):
         gamma, beta = (ops.reshape(v, (-1, self.groups, v.shape[-1] // self.groups)) for v in (gamma, beta))
         name = keras.activations.serialize(self.activation)
         if fused and name in fused_norm.ACTIVATIONS:
-            return fused_norm.normalize(x, mean, r, gamma, beta, name)
+            return fused_norm.normalize(x, of_channels, added, mean, r, gamma, beta, name)
         scale = r * gamma  # (B, groups, channels of a group)
+        if added is not None:
+            mean = mean - ops.reshape(added, (-1, *gamma.shape[1:]))
         shift = beta - mean * scale
         scale, shift = (self.per_channel(ops.reshape(v, (-1, x.shape[self.axis]))) for v in (scale, shift))
         return self.activation(ops.cast(x32 * scale + shift, self.compute_dtype))
@@ -73,7 +81,7 @@ class GroupNorm(Spatial):
         """Average numbers of channels, (B, C), within each group: (B, groups, 1)."""
         return ops.mean(ops.reshape(v, (-1, self.groups, v.shape[-1] // self.groups)), axis=-1, keepdims=True)
 
-    def compute_output_shape(self, x_shape, modulation_shape=None):
+    def compute_output_shape(self, x_shape, modulation_shape=None, added_shape=None):
         return x_shape
 
     def get_config(self):

@@ -104,17 +104,6 @@ def check_modulation(channels, modulation_shape):
 
 
 @serializable
-class AddPerChannel(Spatial):
-    """Add a vector (B, C) to every pixel of a feature map (B, H, W, C)."""
-
-    def call(self, x, vector):
-        return x + self.per_channel(vector)
-
-    def compute_output_shape(self, x_shape, vector_shape):
-        return x_shape
-
-
-@serializable
 class MeanOfValid(keras.layers.GlobalAveragePooling1D):
     """The mean of the tokens that count, (B, L, D) -> (B, D); of none zero, where Keras's layer gives NaN."""
 

@@ -5,7 +5,7 @@
 A convolution's A has the kernel's own size, and its B is a 1x1 convolution, as in PEFT. Keras's layers compute this
 (``enable_lora``). But they save K' in the place of K, A and B, rounded to the compute dtype, and load A = B = 0, from
 where no gradient leads away; and a Dense made from its configuration forgets alpha. So a layer that has LoRA turns
-into one of the two classes here, which save, load and copy it whole.
+into one of the classes here, which save, load and copy it whole.
 """
 
 import re
@@ -15,6 +15,7 @@ import keras
 from keras import layers, ops
 
 from unet_keras.nn.convolution import Conv
+from unet_keras.nn.linear import Linear
 
 serializable = keras.saving.register_keras_serializable("unet_keras")
 
@@ -69,6 +70,11 @@ class LoraDense(_Lora, layers.Dense):
 
 
 @serializable
+class LoraLinear(_Lora, Linear):
+    """A Linear layer with LoRA."""
+
+
+@serializable
 class LoraConv2D(_Lora, layers.Conv2D):
     """A Conv2D layer with LoRA."""
 
@@ -78,7 +84,7 @@ class LoraConv(_Lora, Conv):
     """A Conv layer with LoRA."""
 
 
-ADAPTED = {layers.Dense: LoraDense, layers.Conv2D: LoraConv2D, Conv: LoraConv}
+ADAPTED = {layers.Dense: LoraDense, Linear: LoraLinear, layers.Conv2D: LoraConv2D, Conv: LoraConv}
 
 
 def adaptable(network: keras.Model) -> dict:

@@ -10,12 +10,12 @@ from math import prod
 import keras
 from keras import layers
 
-from unet_keras.nn import fused_norm
+from unet_keras.nn import fused_norm, one_pass
 from unet_keras.nn.attention import Attention
 from unet_keras.nn.convolution import Conv
+from unet_keras.nn.gated import GeluGate
 from unet_keras.nn.group_norm import GroupNorm, has_kernel
 from unet_keras.nn.layers import (
-    AddPerChannel,
     CropLike,
     FiLM,
     NearestLike,
@@ -27,7 +27,7 @@ from unet_keras.text.tokens import TokenEmbedding
 
 VIEWS = (PixelsToSequence, SequenceToPixels, CropLike, layers.Reshape, layers.Flatten, layers.Identity)
 FREE = (
-    AddPerChannel, NearestLike, TimestepEmbedding, layers.Add, layers.Average, layers.Subtract, layers.Concatenate,
+    NearestLike, TimestepEmbedding, layers.Add, layers.Average, layers.Subtract, layers.Concatenate,
     layers.ZeroPadding2D, layers.UpSampling2D, layers.Cropping2D, layers.GlobalAveragePooling1D,
     layers.GlobalAveragePooling2D,
 )  # fmt: skip
@@ -132,15 +132,26 @@ def _(layer, call, roots, sizes, backend):
     return _made(call, roots, sizes) if name in OF_OUTPUT else _read(layer, call, roots, sizes, backend)
 
 
+@kept.register(GeluGate)
+def _(layer, call, roots, sizes, backend):
+    read = _read(layer, call, roots, sizes, backend)
+    if backend == "tensorflow" and one_pass.pays(call.inputs[0]):
+        return read
+    return read | {(id(call), "gelu"): bytes_of(call.outputs[0])}
+
+
 @kept.register(GroupNorm)
 def _(layer, call, roots, sizes, backend):
-    x, *modulation = call.inputs
+    x, *more = call.inputs
     own = keras.activations.serialize(layer.activation)
-    if backend == "tensorflow" and fused_norm.pays(x) and own in fused_norm.ACTIVATIONS:
+    if backend == "tensorflow" and one_pass.pays(x) and own in fused_norm.ACTIVATIONS:
         return {roots[id(x)]: sizes[roots[id(x)]]}
-    scaled = {(id(call), "normalised"): bytes_of(call.outputs[0])} if modulation else {}
-    after = _for_activation(layer, call, roots, sizes)
-    return _normalised(layer, call, roots, sizes, backend) | scaled | after
+    widths = [v.shape[-1] // x.shape[layer.axis] for v in more]  # 1 of what is added before, 2 of what modulates
+    read = _normalised(layer, call, roots, sizes, backend)
+    if 1 in widths and backend == "torch":
+        read = {(id(call), "sum"): bytes_of(call.outputs[0])}
+    scaled = {(id(call), "normalised"): bytes_of(call.outputs[0])} if 2 in widths else {}
+    return read | scaled | _for_activation(layer, call, roots, sizes)
 
 
 @kept.register(layers.LayerNormalization)

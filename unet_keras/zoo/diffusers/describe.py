@@ -86,7 +86,7 @@ class _Layers:
 
     def modulates(self):
         """Tell whether the timestep scales and shifts what is normalised, rather than being added before."""
-        return isinstance(self["down0_block0_norm2"].input, list)
+        return self["down0_block0_emb"].units == 2 * self["down0_block0_conv1"].filters
 
     def heads(self, attend):
         name = f"{attend}_layer0_self" if f"{attend}_layer0_self" in self else f"{attend}_attention"
