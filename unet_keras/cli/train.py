@@ -196,7 +196,7 @@ def _new_model(settings, class_names, encoder):
         null, drop = {"label": len(class_names)}, 0.1
     if encoder:
         # With classes too, either alone or none at all can be asked for.
-        read, drop = {"context": encoder.context}, {"prompt": 0.4, "label": 0.5} if class_names else 0.1
+        read, drop = {"context": encoder.context}, {"prompt": 0.5, "label": 0.35} if class_names else 0.1
     network = NETWORKS[settings["network"]]((size, size, 3), conditions=conditions, **read)
     schedule, prediction = SCHEDULES[settings["schedule"]](), PREDICTIONS[settings["prediction"]]
     options = {"null": null, "drop": drop, "remat": settings["remat"], "seed": settings["seed"]}

@@ -44,13 +44,17 @@ class GroupNorm(Spatial):
         if has_kernel() and not _crashes_kernel(x, self.gamma):
             return self.by_kernel(x if added is None else x + self.per_channel(added), modulation)
         pixels = (1, 2) if self.axis == -1 else (2, 3)
-        fused = self.axis == -1 and one_pass.pays(x)
-        x32 = ops.cast(x, "float32")
-        moments = fused_norm.moments(x) if fused else (ops.mean(v, axis=pixels) for v in (x32, ops.square(x32)))
-        of_channels, square = moments
-        mean, added = of_channels, None if added is None else ops.cast(added, "float32")
-        if added is not None:
-            mean, square = mean + added, square + added * (2.0 * mean + added)
+        name = keras.activations.serialize(self.activation)
+        fused = self.axis == -1 and one_pass.pays(x) and name in fused_norm.ACTIVATIONS
+        x32, added = ops.cast(x, "float32"), None if added is None else ops.cast(added, "float32")
+        if fused:
+            of_channels, square = fused_norm.moments(x)
+            mean = of_channels
+            if added is not None:
+                mean, square = mean + added, square + added * (2.0 * mean + added)
+        else:
+            x32 = x32 if added is None else x32 + self.per_channel(added)
+            mean, square = (ops.mean(v, axis=pixels) for v in (x32, ops.square(x32)))
         mean, square = (self.of_groups(v) for v in (mean, square))
         r = ops.rsqrt(ops.maximum(square - ops.square(mean), 0.0) + self.epsilon)
         gamma, beta = (ops.cast(v, "float32")[None] for v in (self.gamma, self.beta))  # (1, C)
@@ -58,12 +62,9 @@ class GroupNorm(Spatial):
             more, shift = ops.split(ops.cast(modulation, "float32"), 2, axis=-1)
             gamma, beta = gamma * (1.0 + more), beta * (1.0 + more) + shift  # (B, C)
         gamma, beta = (ops.reshape(v, (-1, self.groups, v.shape[-1] // self.groups)) for v in (gamma, beta))
-        name = keras.activations.serialize(self.activation)
-        if fused and name in fused_norm.ACTIVATIONS:
+        if fused:
             return fused_norm.normalize(x, of_channels, added, mean, r, gamma, beta, name)
         scale = r * gamma  # (B, groups, channels of a group)
-        if added is not None:
-            mean = mean - ops.reshape(added, (-1, *gamma.shape[1:]))
         shift = beta - mean * scale
         scale, shift = (self.per_channel(ops.reshape(v, (-1, x.shape[self.axis]))) for v in (scale, shift))
         return self.activation(ops.cast(x32 * scale + shift, self.compute_dtype))

@@ -12,8 +12,8 @@ def text_unet(input_shape=(32, 32, 3), *, context, width=48, conditions=(timeste
     """A U-Net over patches of 2 x 2 pixels that reads a prompt: cross-attention after every block but the smallest's.
 
     ``context`` as in ``build_unet``, e.g. ``TokenEncoder(...).context``; ``width`` is a multiple of 16. Three levels,
-    of width, 2 width and 3 width filters; Transformer blocks in the middle level and at the bridge. The mean of the
-    words joins the timestep in every block.
+    of width, 2 width and 3 width filters; one Transformer block after every block of the middle level, five at
+    the bridge. The mean of the words joins the timestep in every block.
     """
     block = partial(res_block, groups=16)
     look = partial(cross_attention, heads=4)
@@ -28,7 +28,7 @@ def text_unet(input_shape=(32, 32, 3), *, context, width=48, conditions=(timeste
         pool=mean_pool,
         conditions=conditions,
         stem=partial(patch_stem, filters=width),
-        bridge=partial(sandwich, block=block, attend=read),
+        bridge=partial(sandwich, block=block, attend=partial(read, depth=5)),
         head=partial(patch_head, groups=16),
         name=name,
     )
