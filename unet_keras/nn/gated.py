@@ -17,7 +17,7 @@ serializable = keras.saving.register_keras_serializable("unet_keras")
 
 @serializable
 class GeluGate(layers.Layer):
-    """value * gelu(gate), of two tensors of one shape (Shazeer 2020, equation 6: GEGLU)."""
+    """value * gelu(gate), (B, N, C) each -> (B, N, C) (Shazeer 2020, equation 6: GEGLU)."""
 
     def call(self, value, gate):
         if pays(value) and self.compute_dtype in ("float32", "bfloat16"):
