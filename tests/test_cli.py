@@ -305,6 +305,21 @@ def test_a_run_from_a_model_that_was_killed_before_its_first_checkpoint_begins_t
 
 
 @pytest.mark.once
+def test_a_model_is_trained_further_in_another_precision(photos, tmp_path):
+    train("--epochs", "1")
+    further = ["train", "--data", "photos", "--size", "8", "--start", "run", "--out", "half"]
+    assert cli.main([*further, "--dtype", "mixed_bfloat16", "--learning-rate", "1e-9", "--epochs", "1"]) == 0
+    assert cli.main(["train", "--out", "half", "--resume", "--epochs", "2"]) == 0
+    assert cli.main(["export", "half", "preset", "--dtype", "float32", "--policy", "float32"]) == 0
+    run, half, preset = (unet_keras.from_preset(tmp_path / name) for name in ("run", "half", "preset"))
+    computed = [model.averaged.get_layer("down0_block0_conv1").compute_dtype for model in (run, half, preset)]
+    assert computed == ["float32", "bfloat16", "float32"] and half.network.get_layer("head").compute_dtype == "float32"
+    for model in (half, preset):
+        for found, expected in zip(model.averaged.get_weights(), run.averaged.get_weights(), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.once
 def test_classes_keep_their_names_wherever_a_model_lies(photos, tmp_path, capsys):
     train("--epochs", "1", "--classes")
     for words in (["convert", "run", "preset", "--to", "preset"], ["export", "run/model.keras", "exported"]):
@@ -351,7 +366,7 @@ def test_what_a_model_to_train_further_does_not_take_is_refused(captioned, tmp_p
     (tmp_path / "photos" / "metadata.jsonl").unlink()
     capsys.readouterr()
     for start, more, said in (
-        ("run", ["--network", "slides", "--dtype", "float32"], "--network, --dtype"),
+        ("run", ["--network", "slides", "--schedule", "linear"], "--network, --schedule"),
         ("run", ["--text"], "reads no captions"),
         ("run", ["--classes"], "knows no classes"),
         ("classes", ["--classes"], "the model knows cats, dogs; the data has ['dogs', 'hats']"),

@@ -68,6 +68,20 @@ def test_a_keras_file_and_a_run_folder_are_read_too(model, tmp_path):
     assert preset_facts("ddpm-cifar10") == preset_facts("hf://google/ddpm-cifar10-32") == {}
 
 
+def test_a_preset_or_a_run_computes_in_another_precision(model, folder, tmp_path):
+    model.save(tmp_path / "model.keras")
+    for path in (folder, tmp_path):
+        back = from_preset(path, dtype="mixed_bfloat16")
+        assert back.dtype_policy.name == "mixed_bfloat16"
+        for network, kept in ((back.network, from_preset(path).network), (back.averaged, from_preset(path).averaged)):
+            assert network.get_layer("down0_block0_conv1").compute_dtype == "bfloat16"
+            for found, expected in zip(network.get_weights(), kept.get_weights(), strict=True):
+                np.testing.assert_array_equal(found, expected)
+        again = from_preset(save_preset(back, tmp_path / "half"), dtype="float32")
+        assert {layer.compute_dtype for layer in again.network.layers} <= {"float32", "int32", "bool"}
+        assert again.dtype_policy.name == "float32"
+
+
 def rewrite(folder, change):
     with np.load(folder / "weights.npz") as arrays:
         arrays = dict(arrays)

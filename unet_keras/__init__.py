@@ -88,7 +88,7 @@ from unet_keras.nn.conditions import (
     timestep,
     vector,
 )
-from unet_keras.nn.surgery import freeze, skip_taps, with_channels, with_size
+from unet_keras.nn.surgery import freeze, skip_taps, with_channels, with_dtype, with_size
 from unet_keras.nn.unet import (
     Level,
     bridge,
@@ -140,7 +140,7 @@ __all__ = [
     "conv_block", "res_block", "norm_add", "norm_film",
     "self_attention", "cross_attention", "spatial_transformer",
     "max_pool", "strided_conv", "res_down", "conv_transpose", "nearest_conv", "res_up", "keep_filters",
-    "freeze", "with_channels", "with_size", "skip_taps",
+    "freeze", "with_channels", "with_size", "with_dtype", "skip_taps",
     # noise, training, sampling
     "DiffusionModel", "AdamW", "Muon",
     "Schedule", "Point", "Points", "CLEAN", "linear", "scaled_linear", "cosine", "sigmoid", "flow", "zero_terminal_snr",

@@ -14,7 +14,7 @@ from helpers import (
     tiny_unet,
 )
 
-from unet_keras import DiffusionModel, freeze, skip_taps, with_channels, with_size
+from unet_keras import DiffusionModel, freeze, patch_unet, skip_taps, with_channels, with_dtype, with_size
 
 
 def arrays(network):
@@ -139,6 +139,58 @@ def test_another_size_with_the_same_weights(network):
 def test_a_size_that_needs_cutting_is_refused_where_nothing_cuts():
     with pytest.raises(ValueError, match=r"does not work at the size \(7, 8\): build it anew"):
         with_size(tiny_residual_unet(), (7, 8))
+
+
+# ---- precision ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def under():
+    """Build under another policy."""
+    before = keras.config.dtype_policy()
+
+    def build(policy, make, **options):
+        keras.config.set_dtype_policy(policy)
+        try:
+            return make(**options)
+        finally:
+            keras.config.set_dtype_policy(before)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"make": tiny_unet, "size": (None, None)},
+        {"make": tiny_unet, "activation": "tanh"},
+        {"make": tiny_text_unet},
+        {"make": patch_unet, "input_shape": (8, 8, 3), "width": 16},
+    ],
+    ids=["cropped", "activated", "text", "patches"],
+)
+def test_a_network_of_another_dtype_is_the_one_built_with_it(under, options):
+    network = randomized(under("float32", **options))
+    inputs = random_inputs(network)
+    changed, built = with_dtype(network, "mixed_bfloat16"), under("mixed_bfloat16", **options)
+    policies = [
+        {v.name: v.compute_dtype for v in n.layers if not isinstance(v, keras.layers.InputLayer)}
+        for n in (changed, built)
+    ]
+    assert policies[0] == policies[1] and changed.dtype_policy == built.dtype_policy
+    assert set(policies[0].values()) == {"float32", "bfloat16"}
+    built.set_weights(network.get_weights())
+    found, expected = output_of(changed, inputs), output_of(network, inputs)
+    np.testing.assert_array_equal(found, output_of(built, inputs))
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    assert all(v.dtype == "float32" for v in changed.weights)
+    np.testing.assert_array_equal(output_of(with_dtype(changed, "float32"), inputs), expected)
+
+
+def test_what_names_no_policy_is_refused():
+    for dtype in ("mixed", 3):
+        with pytest.raises(ValueError, match=f"dtype={dtype!r} is no Keras dtype policy"):
+            with_dtype(tiny_unet(), dtype)
 
 
 # ---- skips ----------------------------------------------------------------------------------------------------------

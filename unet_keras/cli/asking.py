@@ -7,14 +7,20 @@ import numpy as np
 from unet_keras import runs
 from unet_keras.zoo.presets import from_preset, preset_facts
 
+POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+"""Of the networks that train."""
 
-def opened(preset, path):
-    """Load a preset, or a run folder or ``.keras`` file: the model, its classes' names, where its pictures go."""
+
+def opened(preset, path, dtype=None):
+    """Load a preset, or a run folder or ``.keras`` file: the model, its classes' names, where its pictures go.
+
+    ``dtype`` is the policy to compute under, if another than it was saved with.
+    """
     source = preset or path
     if not source:
         raise ValueError("There is no model: give a run folder, a .keras file, or --preset NAME.")
     home = Path() if preset else _run_of(source) or Path()
-    return from_preset(source), facts(source).get("class_names"), home
+    return from_preset(source, dtype=dtype), facts(source).get("class_names"), home
 
 
 def facts(source):

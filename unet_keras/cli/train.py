@@ -10,7 +10,7 @@ import keras
 from unet_keras import plots, runs
 from unet_keras.callbacks import CsvLog, SampleGrid, TensorBoardLog
 from unet_keras.checkpoints import Checkpoint, LossGuard
-from unet_keras.cli.asking import asked, opened
+from unet_keras.cli.asking import POLICIES, asked, opened
 from unet_keras.cli.material import training_data
 from unet_keras.cli.pace import Deadline, LearningRate
 from unet_keras.diffusion import predictions, schedules, timesteps
@@ -27,7 +27,7 @@ READERS = ("text", "slides")  # the networks that take a context
 SCHEDULES = {"linear": schedules.linear, "scaled-linear": schedules.scaled_linear, "cosine": schedules.cosine}
 PREDICTIONS = {"noise": predictions.noise, "velocity": predictions.velocity, "clean": predictions.clean}
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-DEFAULTS = {"schedule": "cosine", "prediction": "velocity", "dtype": "float32"}
+DEFAULTS = {"schedule": "cosine", "prediction": "velocity"}
 """Of a new network."""
 USUAL = {
     "data": "emoji", "size": 32, "batch_size": 32, "samples_every": 5, "save_every": 300.0, "keep": 2, "seed": 0,
@@ -84,7 +84,7 @@ def add_options(p):
     add("--samples-every", type=int, help="epochs between two grids of samples (default: 5)")
     add("--save-every", type=float, help="seconds between two checkpoints (default: 300)")
     add("--keep", type=int, help="how many checkpoints are kept (default: 2)")
-    add("--dtype", choices=("float32", "mixed_bfloat16", "mixed_float16"), help="(default: float32)")
+    add("--dtype", choices=POLICIES, help="(default: float32, or what --start has)")
     add("--remat", action="store_true", help="less memory, more time: activations are computed again")
     add("--seed", type=int, help="(default: 0)")
     add(
@@ -160,7 +160,8 @@ def _new_settings(arguments):
     given = [f"--{name}" for name in new if kept[name]]
     if arguments.start and given:
         raise ValueError(f"{', '.join(given)} is for a new network: leave it out, as {arguments.start} has its own.")
-    kept |= {} if arguments.start else {name: kept[name] or default for name, default in new.items()}
+    if not arguments.start:
+        kept |= {name: kept[name] or default for name, default in {**new, "dtype": "float32"}.items()}
     if arguments.text and kept["network"] not in (*READERS, None):
         raise ValueError(f"--network {arguments.network} reads no text: use one of {', '.join(READERS)} with --text.")
     if kept["network"] == "text" and not arguments.text:
@@ -172,7 +173,7 @@ def _new_settings(arguments):
 def _further(settings):
     """Load the model to train further: its averaged weights, and none of what its optimizer has gathered."""
     start = settings["start"]
-    loaded, names, _ = opened(None, start)
+    loaded, names, _ = opened(None, start, settings["dtype"])
     if settings["text"] and loaded.encoder is None:
         raise ValueError(f"--text: {start} reads no captions (train --text).")
     if settings["classes"] and not names:

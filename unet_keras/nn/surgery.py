@@ -1,4 +1,4 @@
-"""Changes to a finished network, for fine-tuning: which layers train, how many channels go in and out, which size.
+"""Changes to a finished network, for fine-tuning: which layers train, channels in and out, which size and precision.
 
 The changed networks are new ones, with copies of the weights; a change of what trains is made in place.
 """
@@ -90,6 +90,26 @@ def with_size(network: keras.Model, size: tuple[int | None, int | None] | int | 
     return changed
 
 
+def with_dtype(network: keras.Model, dtype) -> keras.Model:
+    """Make a network that computes under another Keras dtype policy, "mixed_bfloat16" say, with copies of the weights.
+
+    Its output stays float32 whatever the policy, as ``build_unet`` has it: that of the last layer with weights, and of
+    what follows it. Raises ValueError for what names no policy.
+    """
+    try:
+        policy = keras.dtype_policies.get(dtype)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"dtype={dtype!r} is no Keras dtype policy: give 'mixed_bfloat16', say. {error}") from error
+    config, last = network.get_config(), _last(network)
+    for layer in config["layers"]:
+        if layer["class_name"] != "InputLayer" and layer["name"] not in last:
+            layer["config"]["dtype"] = keras.saving.serialize_keras_object(policy)
+    changed = _built(config)
+    changed.dtype_policy = policy  # Keras keeps none in a functional model's configuration
+    _copy(network, changed)
+    return changed
+
+
 def skip_taps(network: keras.Model) -> keras.Model:
     """Make a network of the same layers and weights that gives its skips as well: {"output": ..., layer: tensor}.
 
@@ -103,6 +123,17 @@ def skip_taps(network: keras.Model) -> keras.Model:
     if not skips:
         raise ValueError(f"{network.name} has no skips: it is no network of build_unet.")
     return keras.Model(network.input, {"output": network.output, **skips}, name=network.name)
+
+
+def _last(network):
+    """Name the last layer with weights before each output, and those after it."""
+    names, ahead = set(), [tensor._keras_history.operation for tensor in network.outputs]
+    while ahead:
+        layer = ahead.pop()
+        names.add(layer.name)
+        if not layer.weights and not isinstance(layer, layers.InputLayer):
+            ahead += [tensor._keras_history.operation for tensor in keras.tree.flatten(layer.input)]
+    return names
 
 
 def _resize(layer, sizes):

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from unet_keras.files import read_json
+from unet_keras.nn.surgery import with_dtype
 from unet_keras.zoo.diffusers.folder import fetch, from_folder, is_folder
 from unet_keras.zoo.published import PUBLISHED, from_published
 from unet_keras.zoo.saved import check_config, deserialized, load_keras
@@ -40,10 +41,13 @@ def from_preset(name: str | os.PathLike, **options):
         from_preset("hf://google/ddpm-cifar10-32")    a diffusers repository, a U-Net or a pipeline, or its folder
         from_preset("stable-diffusion-1.5")           a published network; ``weights=False`` for random weights
 
-    options, for diffusers' folders and published networks alone:
+    options:
+
+    dtype       policy of the network, e.g. "mixed_bfloat16"; a run is not compiled then
+
+    and for diffusers' folders and published networks alone:
 
     weights     False for random weights
-    dtype       of the network, e.g. "bfloat16"
     variant     e.g. "fp16": which of a folder's weights
     size        of the images, a number or (height, width)
     ...         and those of ``DiffusionModel``, e.g. ``ema=0.999``, to train on: no average is kept unless asked for
@@ -58,8 +62,14 @@ def from_preset(name: str | os.PathLike, **options):
     path = located(name)
     if path.is_dir() and is_folder(path):
         return from_folder(path, **options)
+    dtype = options.pop("dtype", None)
     if options:
         raise ValueError(f"{name} takes no {sorted(options)}: it is loaded as it was saved.")
+    model = _saved(path)
+    return model if dtype is None else _under(dtype, model)
+
+
+def _saved(path):
     if (path / "model.keras").is_file():
         return load_keras(path / "model.keras")
     if path.is_file():
@@ -70,6 +80,17 @@ def from_preset(name: str | os.PathLike, **options):
     _assign(model.averaged, path / WEIGHTS)
     model.network.set_weights(model.averaged.get_weights())
     return model
+
+
+def _under(dtype, model):
+    """Make the same model anew, its networks under another dtype policy."""
+    network = keras.saving.serialize_keras_object(with_dtype(model.network, dtype))
+    changed = type(model).from_config({**model.get_config(), "network": network, "dtype": dtype})
+    changed.network.set_weights(model.network.get_weights())
+    if changed.ema_network is not None:
+        changed.ema_network.set_weights(model.ema_network.get_weights())
+        changed.ema_step.assign(model.ema_step)
+    return changed
 
 
 def preset_facts(name: str | os.PathLike) -> dict:
