@@ -8,7 +8,9 @@ diffusers writes each network to a folder with random weights and ours loads it 
 the outputs' difference is printed. Each program lives in a process of its own and waits while the others are timed, so
 that all see the same machine. A round times every program once, after a call that is not timed, but for sampling; the
 table gives medians over the rounds. Ratios are diffusers' best mode / ours: above 1, ours is faster. A product of
-matrices is timed in the same rounds: operations a second are told as a share of what it reaches.
+matrices is timed in the same rounds: operations a second are told as a share of what it reaches. Without gradients
+ours holds the weights as constants on TensorFlow's CPUs; "freeze" is torch.compile that does so, which is not its way
+unless asked.
 
     forward    of the network, without gradients; bfloat16: all weights are
     step       timesteps, noise, forward, backward, AdamW, average of the weights; bfloat16: mixed precision
@@ -52,6 +54,7 @@ NETWORKS = {
 }
 BATCHES = {"ddpm-cifar10": 16, "text": 4, "256": 1}
 TASKS = ("forward", "step", "sample")
+MODES = ("eager", "compile", "freeze")
 STEPS, GUIDANCE, TOKENS = 50, 7.5, 77
 
 
@@ -90,16 +93,18 @@ def ours(task, name, folder, precision, batch, device, backend):
     if task == "sample":
         options = {"steps": STEPS, "seed": 0, "progress": False, **({"guidance": GUIDANCE} if conditions else {})}
         return lambda: model.generate(conditions or batch, **options), told
-    run = loop.compiled(lambda inputs: model.averaged(inputs, training=False), model.averaged.variables)
+    # As ``generate`` runs it.
+    run = loop.compiled(lambda inputs: model.averaged(inputs, training=False), model.averaged.variables, fixed=True)
     inputs = {"image": images, "timestep": np.arange(batch, dtype="float32"), **conditions}
     inputs = {key: keras.ops.convert_to_tensor(value) for key, value in inputs.items()}
     return lambda: keras.ops.convert_to_numpy(keras.ops.cast(run(inputs), "float32")), told
 
 
 def theirs(task, name, folder, precision, batch, device, mode):
-    """Make diffusers' timed function; ``mode`` is eager or compile."""
+    """Make diffusers' timed function; ``mode`` is one of MODES."""
     import diffusers
     import torch
+    import torch._inductor.config
     from diffusers.training_utils import EMAModel
 
     half = precision == "bfloat16"
@@ -111,7 +116,8 @@ def theirs(task, name, folder, precision, batch, device, mode):
         net.enable_gradient_checkpointing()
     net = net.train() if task == "step" else net.eval()
     fast(device)
-    run = torch.compile(net) if mode == "compile" else net
+    torch._inductor.config.freezing = mode == "freeze"
+    run = net if mode == "eager" else torch.compile(net)
     dtype = next(net.parameters()).dtype
     images, context = (None if v is None else torch.tensor(v).to(device, dtype) for v in data(name, batch))
     images = images.to(memory_format=torch.channels_last)
@@ -252,18 +258,15 @@ def write(name, folder):
 def line(name, precision, task, told, first):
     """Say a comparison in one line."""
     mine, product_ = told["ours"], told["product"]
-    best = min((m for m in ("eager", "compile") if m in told), key=lambda m: told[m]["seconds"], default=None)
+    best = min((m for m in MODES if m in told), key=lambda m: told[m]["seconds"], default=None)
     calls = {"forward": 1, "step": 3, "sample": STEPS * (2 if name == "text" else 1)}[task]
     rate = calls * mine["forward_flops"] / mine["seconds"]
     most = product_["forward_flops"] / product_["seconds"]
     off = ""
     if task == "forward":
-        theirs = next((first[mode] for mode in ("eager", "compile") if mode in first), first["ours"])
+        theirs = next((first[mode] for mode in MODES if mode in first), first["ours"])
         off = f"  off {np.abs(first['ours'] - theirs).max() / theirs.std():.0e}"
-    ratios = "".join(
-        f"{told[mode]['seconds'] / mine['seconds']:9.2f}" if mode in told else f"{'':9}"
-        for mode in ("eager", "compile")
-    )
+    ratios = "".join(f"{told[mode]['seconds'] / mine['seconds']:9.2f}" if mode in told else f"{'':9}" for mode in MODES)
     gib = "".join(f"{told[p]['peak_memory'] / 2**30:7.1f}" if p else f"{'':7}" for p in ("ours", best))
     return (
         f"{name:13}{precision:9}{task:8}{mine['seconds']:9.3f}{ratios}{rate / 1e9:9.0f}{rate / most:7.0%}"
@@ -278,7 +281,7 @@ def main():
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
-    parser.add_argument("--modes", nargs="*", default=["eager", "compile"], choices=("eager", "compile"))
+    parser.add_argument("--modes", nargs="*", default=MODES, choices=MODES)
     parser.add_argument("--batch", type=int, help="images; that of the network on a CPU unless given")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
@@ -287,8 +290,8 @@ def main():
     packages = ("keras", a.backend, "torch", "diffusers", "numpy")
     report = {"options": told, "date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "results": {}}
     report |= {"machine": platform.machine(), "versions": {p: version(p) for p in packages}}
-    heads = ("ours, s", "eager", "compile", "GFLOP/s", "share", "1st, s", "theirs", "GiB", "theirs")
-    print(f"{'':30}" + "".join(f"{h:>{w}}" for h, w in zip(heads, (9, 9, 9, 9, 7, 9, 9, 7, 7), strict=True)))
+    heads = ("ours, s", *MODES, "GFLOP/s", "share", "1st, s", "theirs", "GiB", "theirs")
+    print(f"{'':30}" + "".join(f"{h:>{w}}" for h, w in zip(heads, (9, 9, 9, 9, 9, 7, 9, 9, 7, 7), strict=True)))
     for name in a.networks:
         batch = a.batch or BATCHES[name]
         with tempfile.TemporaryDirectory() as folder:
@@ -299,7 +302,8 @@ def main():
                 for task in a.tasks:
                     common = (task, name, folder, precision, batch, a.device)
                     programs = {"ours": (ours, (*common, a.backend))}
-                    programs |= {mode: (theirs, (*common, mode)) for mode in a.modes}
+                    modes = (mode for mode in a.modes if (mode, task) != ("freeze", "step"))
+                    programs |= {mode: (theirs, (*common, mode)) for mode in modes}
                     programs["product"] = (product, (precision, a.device))
                     long = task == "sample"
                     found, first = compare(programs, min(a.rounds, 3) if long else a.rounds, 1 if long else 2)

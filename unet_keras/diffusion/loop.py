@@ -1,11 +1,12 @@
 """The one sampling loop: a compiled step that takes the row as an argument, run over a sampler's rows.
 
 A compiled step, rather than the whole loop in one program, gives progress and intermediate images for nothing, at the
-price of a call a row: some milliseconds on a CPU, see benchmarks/loop.py. Rows, weights, conditions and guidance scale
-are arguments of the step, so that none of them recompiles it; the history of states and estimates stays on the device.
-This is the one file that names backends in order to compile.
+price of a call a row: some milliseconds on a CPU, see benchmarks/loop.py. Rows, conditions and guidance scale are
+arguments of the step, so that none of them recompiles it, and so are weights that change; the history of states and
+estimates stays on the device. This is the one file that names backends in order to compile.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -40,7 +41,11 @@ class Frame(NamedTuple):
         return self.estimates[0]
 
 
-def make_step(network, prediction, combine, threshold, *, jit=False) -> Callable:
+WRITTEN = 2**27
+"""The most bytes of weights that are written into a program."""
+
+
+def make_step(network, prediction, combine, threshold, *, jit=False, fixed=False) -> Callable:
     """Compile one row of sampling: (states, estimates, row, z, conditions, null) -> (states, estimates, extras).
 
     states and estimates hold the last HISTORY of them, newest first, (HISTORY, N, H, W, C) float32; ``row`` is a
@@ -74,7 +79,7 @@ def make_step(network, prediction, combine, threshold, *, jit=False) -> Callable
         x = _weighted(a, states) + _weighted(b, estimates) + c * z
         return ops.concatenate([x[None], states[:-1]]), estimates, extras
 
-    return compiled(step, network.variables, jit=jit)
+    return compiled(step, network.variables, jit=jit, fixed=fixed)
 
 
 def _weighted(coefficients, stack):
@@ -110,20 +115,58 @@ def run(step, rows, x, noise: Callable[[int], np.ndarray], scale=1.0, conditions
         yield frame
 
 
-def compiled(function, variables, *, jit=False):
-    """Compile a function of tensors that reads ``variables``, so that it sees their values at each call."""
+def compiled(function, variables, *, jit=False, fixed=False):
+    """Compile a function of tensors that reads ``variables``, so that it sees their values at each call.
+
+    Where ``fixed`` says that they keep them, and it pays, they are written into the program: see ``Written``.
+    """
     backend = keras.backend.backend()
     if backend == "jax":
         return _jax(function, variables)
     if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, jit_compile=jit, reduce_retracing=True, autograph=False)
+        return Written(function, variables) if fixed and not jit and _pays(variables) else _tensorflow(function, jit)
     if backend == "torch":
         import torch
 
         return torch.no_grad()(function)
     return function
+
+
+def _tensorflow(function, jit=False):
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=jit, reduce_retracing=True, autograph=False)
+
+
+class Written:
+    """A program of TensorFlow's with the values of the variables written into it.
+
+    On CPUs oneDNN orders the kernels of convolutions anew at each call, but for constants: see benchmarks/README.md for
+    what that saves, and for the memory that the weights take some times more. Once ``outdated``, it must not be used.
+    """
+
+    def __init__(self, function, variables):
+        import tensorflow as tf
+
+        self.values = [(variable, np.array(ops.convert_to_numpy(variable))) for variable in variables]
+
+        def run(*args):
+            with keras.StatelessScope([(variable, tf.constant(value)) for variable, value in self.values]):
+                return function(*args)
+
+        self.run = _tensorflow(run)
+
+    def __call__(self, *args):
+        return self.run(*args)
+
+    def outdated(self) -> bool:
+        """Tell whether a variable has another value by now."""
+        return any(value.tobytes() != ops.convert_to_numpy(variable).tobytes() for variable, value in self.values)
+
+
+def _pays(variables):
+    size = sum(math.prod(v.shape) * v.value.dtype.size for v in variables)
+    return size <= WRITTEN and keras.distribution.list_devices()[0].startswith("cpu")
 
 
 def _jax(function, variables):

@@ -109,9 +109,11 @@ class SampledModel(AttachedModel):
         """The compiled step that a request needs, compiled once; on the device ``at``, for it reads the copy there."""
         network = self.averaged if network is None else network
         key = (network, None if asked.null is None else asked.combine, asked.threshold, at)
-        if key not in self._steps:
-            jit = getattr(self, "jit_compile", None) is True
-            self._steps[key] = loop.make_step(network, self.prediction, asked.combine, asked.threshold, jit=jit)
+        changed = isinstance(known := self._steps.get(key), loop.Written) and known.outdated()
+        if known is None or changed:
+            # What is compiled for training, or has changed before, will change again.
+            options = {"jit": getattr(self, "jit_compile", None) is True, "fixed": not (self.compiled or changed or at)}
+            self._steps[key] = loop.make_step(network, self.prediction, asked.combine, asked.threshold, **options)
 
         def step(*args):
             self.attach()  # each time: frames may be asked for while fit goes on

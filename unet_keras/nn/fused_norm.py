@@ -5,127 +5,147 @@ With x' = (x + added - mean) r, the groups' means and r = 1 / deviation, and y =
     dz = f'(z) dy,   dbeta = sum dz,   dgamma = sum dz x',   dadded = sum dx
     dx = r (gamma dz - mean of gamma dz - x' mean of gamma dz x')        (Wu & He 2018, differentiated by hand)
 
-Of what is as large as x, x itself is kept for the backward pass, in its own precision, and nothing else.
+Of what is as large as x, x itself is kept for the backward pass, in its own precision, and nothing else. All else is
+(B, C), a number for each channel of an image.
 """
 
-import keras
+from keras import ops
 
-from unet_keras.nn.one_pass import compiled, is_bfloat16, narrowed, widened
+from unet_keras.nn.one_pass import bits, compiled, is_bfloat16, narrowed, widened
 
 ACTIVATIONS = ("linear", "silu")
-ROWS = 32
-"""The most rows that are added up one by one."""
+BLOCK, LEFT = 8, 32
+"""The most neighbouring pixels that are added up one by one, and what must be more than is left then, or XLA sums one
+number after the other."""
 
 
-def moments(x):
-    """Give the mean and the mean square of each channel, (B, C) float32 each, of maps (B, H, W, C) of known size.
-
-    Rows are added up first, element by element, for XLA's own sums over rows are slow.
-    """
-    import tensorflow as tf
-
-    _, height, width, channels = x.shape
-    pixels = height * width
-    rows = max(n for n in range(1, ROWS + 1) if height % n == 0)
-    # Two programs use both cores, where both sums in one use a single one; bfloat16 costs more to widen twice.
-    programs = [(1,), (2,)] if x.dtype == tf.float32 else [(1, 2)]
-
-    @tf.custom_gradient
-    def both(x):
-        def gradient(of_mean, of_square):
-            of_mean, of_square = (v[:, None, None, :] / pixels for v in (of_mean, of_square))
-            return narrowed(of_mean + 2.0 * of_square * widened(x), x)
-
-        sums = [v for powers in programs for v in compiled(_sums, (rows, powers))(x)]
-        sums = (tf.ensure_shape(v, (x.shape[0], height // rows, width, channels)) for v in sums)
-        return [tf.reduce_sum(tf.reduce_sum(v, 1), 1) / pixels for v in sums], gradient
-
-    return both(x)
-
-
-def normalize(x, of_channels, added, mean, r, gamma, beta, activation: str):
+def normalize(x, gamma, beta, added, *, groups: int, epsilon: float, activation: str):
     """Give f(gamma (x + added - mean) r + beta), in x's dtype, computed in float32.
 
-    x is (B, H, W, C), ``of_channels`` (B, C) the mean of each of its channels, ``added`` (B, C) or None; ``mean`` and
-    ``r`` are those of the sum's groups, (B, groups, 1), and the gradient knows how they come from x and ``added``;
-    gamma and beta are (B, groups, C / groups), or (1, groups, C / groups).
+    x is (B, H, W, C), of known size; gamma, beta and ``added`` are float32, (B, C) or (1, C).
     """
     import tensorflow as tf
 
-    apply, weigh, pull_back = (compiled(part, activation) for part in (_apply, _weigh, _pull_back))
-    _, height, width, channels = x.shape
-    groups = r.shape[1]
-    gamma, beta = (tf.broadcast_to(v, tf.shape(r * v)) for v in (gamma, beta))
-    of_channels, added = (
-        tf.reshape(v, tf.shape(gamma)) for v in (of_channels, tf.zeros_like(of_channels) if added is None else added)
-    )
-
-    def everywhere(v):
-        return tf.reshape(tf.broadcast_to(v, tf.shape(gamma)), (-1, 1, 1, channels))
+    option = groups, epsilon, activation
+    fold, apply, fold_back, pull_back = (compiled(part, option) for part in (_fold, _apply, _fold_back, _pull_back))
 
     def like_x(v):  # what comes from XLA has no known shape, without which silu and biases are not fused further on
         return tf.ensure_shape(v, x.shape)
 
-    def total(v):
-        return tf.reshape(tf.reduce_sum(tf.reduce_sum(like_x(v), 1), 1), (-1, groups, channels // groups))  # rows first
-
     @tf.custom_gradient
-    def normalized(x, of_channels, added, mean, r, gamma, beta):
-        mean = mean - added  # what is taken from x itself
-        of_x = r * gamma
-        shift = everywhere(beta - mean * of_x)
-        scale = everywhere(of_x)
+    def normalized(x, gamma, beta, added):
+        known = means, scale, shift = fold(x, gamma, beta, added)
 
         def gradient(dy):
-            dz, dz_x = (total(v) for v in weigh(x, dy, scale, shift))
-            of_gamma = r * (dz_x - mean * dz)
-            count = height * width * channels // groups
-            plain, along = (tf.reduce_sum(gamma * v, -1, keepdims=True) / count for v in (dz, of_gamma))
-            b = -r * r * along
-            a = -r * plain - b * mean
-            dx = like_x(pull_back(x, dy, scale, shift, everywhere(a), everywhere(b)))
-            of_added = of_x * dz + height * width * (a + b * of_channels)
-            return dx, None, of_added, None, None, of_gamma, dz
+            a, b, *others = fold_back(x, dy, gamma, beta, added, *known)
+            return like_x(pull_back(x, dy, a, b, scale, shift)), *others
 
         return like_x(apply(x, scale, shift)), gradient
 
-    return normalized(x, of_channels, added, mean, r, gamma, beta)
+    return normalized(x, gamma, beta, added)
 
 
-def _sums(option, x):
-    """The sums of so many rows of x each, of its powers 1 or 2 or of both."""
-    rows, powers = option
-    _, height, width, channels = x.shape
-    blocks = keras.ops.reshape(x, (-1, height // rows, rows, width, channels))
-    single = [widened(row) for row in keras.ops.unstack(blocks, axis=2)]
-    return [sum(row * row if power == 2 else row for row in single) for power in powers]
+def _fold(option, x, gamma, beta, added):
+    """The means of each channel and its square, one complex number; what x is multiplied by, and what is added then."""
+    means = _totals(lambda x: (x, x * x), x) / _pixels(x)
+    taken, r = _of_groups(option, means, added)
+    return means, r * gamma, beta - taken * r * gamma
 
 
-def _apply(activation, x, scale, shift):
-    z = widened(x) * scale + shift
-    return narrowed(z * _sigmoid(z, x) if activation == "silu" else z, x)
+def _apply(option, x, scale, shift):
+    *_, activation = option
+    z = widened(x) * _everywhere(scale) + _everywhere(shift)
+    return narrowed(z * _sigmoid(z, is_bfloat16(x)) if activation == "silu" else z, x)
 
 
-def _weigh(activation, x, dy, scale, shift):
-    """dz and dz * x."""
-    dz = _of_z(activation, x, dy, scale, shift)
-    return dz, dz * widened(x)
+def _fold_back(option, x, dy, gamma, beta, added, means, scale, shift):
+    """a and b of dx = scale dz + a + b x; the gradients of gamma, beta and ``added``."""
+    *_, activation = option
+    pixels, half = _pixels(x), is_bfloat16(x)
+
+    def sums(x, dy):
+        dz = _of_z(activation, x, dy, scale[:, None], shift[:, None], half)
+        return dz, dz * x
+
+    taken, r = _of_groups(option, means, added)
+    dz, dz_x = _pair(_totals(sums, x, dy))
+    of_gamma = r * (dz_x - taken * dz)
+    plain, along = _group_means(option, gamma * dz, gamma * of_gamma)
+    b = -r * r * along / pixels
+    a = -r * plain / pixels - b * taken
+    of_added = scale * dz + pixels * (a + b * _pair(means)[0])
+    return a, b, *(_like(*pair) for pair in ((of_gamma, gamma), (dz, beta), (of_added, added)))
 
 
-def _pull_back(activation, x, dy, scale, shift, a, b):
-    """dx = scale dz + a + b x."""
-    return narrowed(_of_z(activation, x, dy, scale, shift) * scale + a + b * widened(x), x)
+def _pull_back(option, x, dy, a, b, scale, shift):
+    *_, activation = option
+    wide, half = widened(x), is_bfloat16(x)
+    scale, shift, a, b = (_everywhere(v) for v in (scale, shift, a, b))
+    return narrowed(_of_z(activation, wide, widened(dy), scale, shift, half) * scale + a + b * wide, x)
 
 
-def _of_z(activation, x, dy, scale, shift):
+def _totals(part, *maps):
+    """The sums over all pixels of the two numbers that ``part`` makes of the maps (B, H, W, C): (B, C).
+
+    As one complex number, for which XLA reads the maps once; and some neighbours are added up before, for its own sums
+    over pixels are slow.
+    """
+    import tensorflow as tf
+
+    pixels, channels = _pixels(maps[0]), maps[0].shape[-1]
+    block = max(n for n in range(1, BLOCK + 1) if pixels % n == 0 and (n == 1 or pixels // n > LEFT))
+    cut = (tf.unstack(tf.reshape(bits(v), (-1, pixels // block, block, channels)), axis=2) for v in maps)
+    pairs = [tf.complex(*part(*map(widened, pieces))) for pieces in zip(*cut, strict=True)]
+    return tf.reduce_sum(sum(pairs), axis=1)
+
+
+def _of_groups(option, means, added):
+    """What is taken from x, and r, of each channel: its group's."""
+    _, epsilon, _ = option
+    plain, square = _pair(means)
+    mean, square = _group_means(option, plain + added, square + added * (2.0 * plain + added))
+    return mean - added, ops.rsqrt(ops.maximum(square - mean * mean, 0.0) + epsilon)
+
+
+def _group_means(option, *two):
+    """The means of two numbers over each channel's group, (B, C) each."""
+    import tensorflow as tf
+
+    groups, *_ = option
+    channels = two[0].shape[-1]
+    grouped = tf.reshape(tf.complex(*two), (-1, groups, channels // groups))
+    means = tf.reduce_mean(grouped, axis=-1, keepdims=True)
+    return _pair(tf.reshape(tf.broadcast_to(means, tf.shape(grouped)), (-1, channels)))
+
+
+def _pair(number):
+    import tensorflow as tf
+
+    return tf.math.real(number), tf.math.imag(number)
+
+
+def _of_z(activation, x, dy, scale, shift, half):
     """dz; that of silu is sigmoid(z) (1 + z (1 - sigmoid(z)))."""
     if activation == "linear":
-        return widened(dy)
-    z = widened(x) * scale + shift
-    share = _sigmoid(z, x)
-    return widened(dy) * share * (1.0 + z * (1.0 - share))
+        return dy
+    z = x * scale + shift
+    share = _sigmoid(z, half)
+    return dy * share * (1.0 + z * (1.0 - share))
 
 
-def _sigmoid(z, x):
-    """The sigmoid of z; for x in bfloat16 by tanh, which is faster, and off by no more than 1e-7."""
-    return 0.5 + 0.5 * keras.ops.tanh(0.5 * z) if is_bfloat16(x) else keras.ops.sigmoid(z)
+def _sigmoid(z, half):
+    """The sigmoid; for maps in bfloat16 by tanh, which is faster, and off by no more than 1e-7."""
+    return 0.5 + 0.5 * ops.tanh(0.5 * z) if half else ops.sigmoid(z)
+
+
+def _like(gradient, v):
+    """The gradient of v, summed over the batch where v is one for all."""
+    return ops.sum(gradient, axis=0, keepdims=True) if v.shape[0] == 1 else gradient
+
+
+def _everywhere(v):
+    return v[:, None, None]
+
+
+def _pixels(x):
+    return x.shape[1] * x.shape[2]

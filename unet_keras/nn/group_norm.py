@@ -43,31 +43,25 @@ class GroupNorm(Spatial):
     def call(self, x, modulation=None, added=None):
         if has_kernel() and not _crashes_kernel(x, self.gamma):
             return self.by_kernel(x if added is None else x + self.per_channel(added), modulation)
-        pixels = (1, 2) if self.axis == -1 else (2, 3)
-        name = keras.activations.serialize(self.activation)
-        fused = self.axis == -1 and one_pass.pays(x) and name in fused_norm.ACTIVATIONS
-        x32, added = ops.cast(x, "float32"), None if added is None else ops.cast(added, "float32")
-        if fused:
-            of_channels, square = fused_norm.moments(x)
-            mean = of_channels
-            if added is not None:
-                mean, square = mean + added, square + added * (2.0 * mean + added)
-        else:
-            x32 = x32 if added is None else x32 + self.per_channel(added)
-            mean, square = (ops.mean(v, axis=pixels) for v in (x32, ops.square(x32)))
-        mean, square = (self.of_groups(v) for v in (mean, square))
-        r = ops.rsqrt(ops.maximum(square - ops.square(mean), 0.0) + self.epsilon)
         gamma, beta = (ops.cast(v, "float32")[None] for v in (self.gamma, self.beta))  # (1, C)
         if modulation is not None:
             more, shift = ops.split(ops.cast(modulation, "float32"), 2, axis=-1)
             gamma, beta = gamma * (1.0 + more), beta * (1.0 + more) + shift  # (B, C)
+        name = keras.activations.serialize(self.activation)
+        if self.axis == -1 and one_pass.pays(x) and name in fused_norm.ACTIVATIONS:
+            added = ops.zeros_like(beta[:1]) if added is None else ops.cast(added, "float32")
+            options = {"groups": self.groups, "epsilon": self.epsilon, "activation": name}
+            return fused_norm.normalize(x, gamma, beta, added, **options)
+        x = ops.cast(x, "float32")
+        x = x if added is None else x + self.per_channel(ops.cast(added, "float32"))
+        pixels = (1, 2) if self.axis == -1 else (2, 3)
+        mean, square = (self.of_groups(ops.mean(v, axis=pixels)) for v in (x, ops.square(x)))
+        r = ops.rsqrt(ops.maximum(square - ops.square(mean), 0.0) + self.epsilon)
         gamma, beta = (ops.reshape(v, (-1, self.groups, v.shape[-1] // self.groups)) for v in (gamma, beta))
-        if fused:
-            return fused_norm.normalize(x, of_channels, added, mean, r, gamma, beta, name)
         scale = r * gamma  # (B, groups, channels of a group)
         shift = beta - mean * scale
         scale, shift = (self.per_channel(ops.reshape(v, (-1, x.shape[self.axis]))) for v in (scale, shift))
-        return self.activation(ops.cast(x32 * scale + shift, self.compute_dtype))
+        return self.activation(ops.cast(x * scale + shift, self.compute_dtype))
 
     def by_kernel(self, x, modulation=None):
         """The same in torch's kernel, which sums in float32 as well."""

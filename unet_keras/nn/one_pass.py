@@ -33,13 +33,23 @@ def compiled(part, option=None):
     return tf.function(partial(part, option), jit_compile=True, autograph=False)
 
 
-def widened(x):
-    """x in float32; bfloat16 is its upper half, and XLA is faster at shifting bits than at converting."""
+def bits(x):
+    """x, or of bfloat16 its bits, uint16: a slice of those is read where it lies, where XLA copies one of bfloat16."""
     if not is_bfloat16(x):
+        return x
+    import tensorflow as tf
+
+    return tf.bitcast(x, tf.uint16)
+
+
+def widened(x):
+    """x, or what ``bits`` made of it, in float32; XLA is faster at shifting bits than at converting."""
+    x = bits(x)
+    if x.dtype != "uint16":
         return keras.ops.cast(x, "float32")
     import tensorflow as tf
 
-    return tf.bitcast(keras.ops.left_shift(tf.cast(tf.bitcast(x, tf.uint16), tf.uint32), 16), tf.float32)
+    return tf.bitcast(keras.ops.left_shift(tf.cast(x, tf.uint32), 16), tf.float32)
 
 
 def narrowed(x, like):
