@@ -12,6 +12,7 @@ from unet_keras.cli import presets as command
 from unet_keras.zoo.diffusers.folder import to_diffusers
 from unet_keras.zoo.diffusers.network import unet_of
 
+pytestmark = pytest.mark.once
 CONFIG = {
     "_class_name": "UNet2DModel",
     "sample_size": 8,

@@ -443,7 +443,7 @@ def test_networks_without_published_weights():
 
 
 def test_options_that_nothing_takes():
-    with pytest.raises(ValueError, match=r"emoji-32 takes no \['dtype'\]: it is loaded as it was saved"):
-        from_preset("emoji-32", dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"emoji-32 takes no \['size'\]: it is loaded as it was saved"):
+        from_preset("emoji-32", size=16)
     with pytest.raises(ValueError, match="There is no preset 'emoji-33': give one of emoji-32, ddpm-cifar10"):
         from_preset("emoji-33")

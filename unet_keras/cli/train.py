@@ -79,7 +79,7 @@ def add_options(p):
         type=float,
         nargs=2,
         metavar=("MEAN", "STD"),
-        help="draw timesteps so, e.g. 1 1 for more of the noisier (default: all alike)",
+        help="draw timesteps so, e.g. 1 1 for more of the noisier (default: all alike, or as --start has it)",
     )
     add("--samples-every", type=int, help="epochs between two grids of samples (default: 5)")
     add("--save-every", type=float, help="seconds between two checkpoints (default: 300)")
