@@ -187,6 +187,13 @@ def test_a_network_of_another_dtype_is_the_one_built_with_it(under, options):
     np.testing.assert_array_equal(output_of(with_dtype(changed, "float32"), inputs), expected)
 
 
+def test_bare_operations_follow_what_they_are_given():
+    image = keras.Input((8, 8, 3), name="image")
+    y = 2.0 * keras.ops.silu(keras.layers.Conv2D(4, 3)(image))
+    changed = with_dtype(keras.Model(image, keras.layers.Conv2D(3, 1)(y)), "mixed_bfloat16")
+    assert [operation.output.dtype for operation in changed.operations[-3:]] == ["bfloat16", "bfloat16", "float32"]
+
+
 def test_what_names_no_policy_is_refused():
     for dtype in ("mixed", 3):
         with pytest.raises(ValueError, match=f"dtype={dtype!r} is no Keras dtype policy"):

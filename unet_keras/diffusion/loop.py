@@ -52,7 +52,7 @@ def make_step(network, prediction, combine, threshold, *, jit=False, fixed=False
     vector made by ``packed``; z is fresh noise (N, H, W, C). With ``null`` conditions, which replace the conditions in
     the second half of a doubled batch, ``combine`` makes one output of the two. Where the network learned the
     variance, the noise is c spread^f z; ``combine`` guides the prediction alone, and f is that of the conditions
-    (as in GLIDE, Nichol et al. 2022, and DiT, Peebles & Xie 2023).
+    (as in GLIDE, Nichol et al. 2022, and DiT, Peebles & Xie 2023). ``fixed``: see ``compiled``.
     """
     learns = learned(network)
 

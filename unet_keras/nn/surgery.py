@@ -102,7 +102,8 @@ def with_dtype(network: keras.Model, dtype) -> keras.Model:
         raise ValueError(f"dtype={dtype!r} is no Keras dtype policy: give 'mixed_bfloat16', say. {error}") from error
     config, last = network.get_config(), _last(network)
     for layer in config["layers"]:
-        if layer["class_name"] != "InputLayer" and layer["name"] not in last:
+        own = "dtype" in layer["config"]  # but for bare operations, which follow what they are given
+        if own and layer["class_name"] != "InputLayer" and layer["name"] not in last:
             layer["config"]["dtype"] = keras.saving.serialize_keras_object(policy)
     changed = _built(config)
     changed.dtype_policy = policy  # Keras keeps none in a functional model's configuration
