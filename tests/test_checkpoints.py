@@ -18,9 +18,12 @@ from unet_keras import (
     build_unet,
     class_label,
     clean,
+    cosine,
+    latents,
     res_block,
     runs,
     timestep,
+    velocity,
 )
 from unet_keras.checkpoints import loss_of_zero
 from unet_keras.nn.blocks import conv
@@ -218,7 +221,7 @@ def test_misuse_is_told(folder):
     with pytest.raises(ValueError, match="must be compiled"):
         Checkpoint(folder).resume(model)
     model.compile("sgd")
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="is no .keras file"):
         Checkpoint(folder).resume(model)
     with pytest.raises(ValueError, match="holds checkpoints"):
         model.fit(IMAGES, verbose=0, callbacks=[Checkpoint(folder)])
@@ -230,6 +233,46 @@ def test_misuse_is_told(folder):
         Checkpoint(folder, IMAGES)
     with pytest.raises(ValueError, match="keep"):
         Checkpoint(folder, keep=0)
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+def test_a_checkpoint_of_a_model_that_means_something_else_is_refused(trained, tmp_path):
+    options, adam = {"null": {"label": 2}, "drop": 0.3, "ema": 0.9}, lambda rate=1e-2: keras.optimizers.AdamW(rate)
+    decay = keras.optimizers.schedules.CosineDecay(1e-2, 9)
+    changes = [
+        ("another schedule", {"schedule": cosine()}, adam()),
+        ("another prediction", {"prediction": velocity}, adam()),
+        ("another values", {"values": latents}, adam()),
+        ("trained with AdamW, and this model is compiled with Adamax", {}, keras.optimizers.Adamax(1e-2)),
+        ("(?s)another model .*whereas the saved optimizer", {}, adam(decay)),
+    ]
+    trained.renew()
+    checkpoint = Checkpoint(tmp_path, photos(), every=1e9)
+    trained.model.fit(photos(), epochs=1, verbose=0, callbacks=[checkpoint], **checkpoint.resume(trained.model))
+    for told, change, optimizer in changes:
+        other = DiffusionModel(trained.model.network, **{**options, **change})
+        other.compile(optimizer)
+        with pytest.raises(ValueError, match=told):
+            Checkpoint(tmp_path, photos()).resume(other)
+    stem = partial(conv, filters=4)
+    wide = build_unet((8, 8, 3), (8,), block=BLOCK, stem=stem, conditions=(timestep(), class_label(3)))
+    other = DiffusionModel(wide, **options)
+    other.compile(adam())
+    with pytest.raises(ValueError, match="another model than this one"):
+        Checkpoint(tmp_path).resume(other)
+    again = DiffusionModel(trained.model.network, **options)
+    again.compile(adam())
+    assert Checkpoint(tmp_path, photos()).resume(again)["initial_epoch"] == 1
+    assert int(again.optimizer.iterations) == 3
+
+
+def test_epochs_cut_short_by_fit_are_refused(trained, tmp_path):
+    data = photos()
+    checkpoint = Checkpoint(tmp_path, data)
+    with pytest.raises(ValueError, match="steps_per_epoch=2 of data of 3 batches.*leave it out"):
+        trained.model.fit(
+            data, steps_per_epoch=2, verbose=0, callbacks=[checkpoint], **checkpoint.resume(trained.model)
+        )
 
 
 # ---- losses that go wrong -------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Checkpoint(keras.callbacks.Callback):
     def resume(self, model) -> dict:
         """Give a compiled model the state of the last whole checkpoint, if any; returns where ``fit`` is to go on.
 
-        Raises ValueError for a checkpoint of another model.
+        Raises ValueError for a checkpoint of another model, or of one compiled with another optimizer.
         """
         if first := model.process[0] == 0:
             runs.tidy(self.folder)
@@ -81,6 +81,12 @@ class Checkpoint(keras.callbacks.Callback):
         if not self._resumed and runs.newest(self.folder):
             raise ValueError(
                 f"{self.folder} holds checkpoints: fit(..., **checkpoint.resume(model)), or another folder."
+            )
+        steps = self.params["steps"]
+        if self.data is not None and steps and self.model.first_batch + steps != self.data.num_batches:
+            raise ValueError(
+                f"steps_per_epoch={steps} of data of {self.data.num_batches} batches cannot be gone on from: leave it "
+                "out; image_stream(..., steps=...) makes shorter epochs."
             )
         if self._saved is None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +169,8 @@ class LossGuard(keras.callbacks.Callback):
 
     example       a batch of the training data, from which the loss of predicting zero is measured
     checkpoint    the Checkpoint, from whose last good state the model is restored
-    every         batches between two looks at the losses, which are told a little after their batch
+    every         batches between two looks at the losses, which are told a little after their batch. A smaller last
+                  batch is taken for as large as the others, so that its loss looks smaller than it is
     limit         how many times the loss of predicting zero, or that of the first batch, is an explosion
     patience      batches, after which the mean of a third as many should lie 5% below the loss of predicting zero
 

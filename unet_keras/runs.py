@@ -21,7 +21,7 @@ from pathlib import Path
 
 import keras
 
-from unet_keras.files import read_json
+from unet_keras.files import keras_config, read_json
 
 MODEL, BEST, SETTINGS, CHECKPOINTS = "model.keras", "best.keras", "settings.json", "checkpoints"
 PART = "part."
@@ -75,14 +75,29 @@ def save(folder: Path, model: keras.Model, settings: dict, *, name: str, keep: i
 def restore(checkpoint: Path, model: keras.Model) -> None:
     """Give a compiled model the state in a checkpoint, optimizer and random generators included.
 
-    Raises ValueError for a model that is not compiled, or another one than that of the checkpoint.
+    Raises ValueError for a model that is not compiled, or another one than that of the checkpoint: of other variables,
+    another schedule, prediction or kind of values, or another optimizer.
     """
     if not model.compiled:
         raise ValueError("model must be compiled before it is given a checkpoint's state: its optimizer gets one too.")
+    _check_same(checkpoint, keras_config(checkpoint / MODEL), model)
     try:
-        model.load_weights(checkpoint / MODEL)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Skipping variable loading")  # of the optimizer
+            model.load_weights(checkpoint / MODEL)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{checkpoint} holds another model than this one: {error}") from error
+
+
+def _check_same(checkpoint, saved, model):
+    """Raise ValueError where the weights that a checkpoint holds mean something else than this model's."""
+    for name in ("schedule", "prediction", "values"):
+        own = json.loads(json.dumps(keras.saving.serialize_keras_object(getattr(model, name))))
+        if saved["config"].get(name) != own:
+            raise ValueError(f"{checkpoint} holds a model of another {name}: make this one with the same.")
+    found, own = saved["compile_config"]["optimizer"]["class_name"], type(model.optimizer).__name__
+    if found != own:
+        raise ValueError(f"{checkpoint} was trained with {found}, and this model is compiled with {own}.")
 
 
 def publish(folder: Path, checkpoint: Path, *, best: bool) -> None:

@@ -31,6 +31,7 @@ def classes(save, tmp_path):
 def epoch(dataset):
     """The images of an epoch, in order; moves on to the next."""
     images = np.concatenate([batch[0] for batch in dataset])
+    dataset.on_epoch_begin()
     dataset.on_epoch_end()
     return images
 
@@ -176,6 +177,7 @@ def test_labels_stay_with_their_images(classes):
             assert conditions["label"].dtype == np.int32
             seen.update(zip(images[:, 0, 0, 0].tolist(), conditions["label"].tolist(), strict=True))
         assert seen == {1: 0, 2: 0, 3: 0, 0: 1, 4: 1}
+        dataset.on_epoch_begin()
         dataset.on_epoch_end()
 
 

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from unet_keras import Redrawn, emoji_captions, emoji_table
+from unet_keras import (
+    Checkpoint,
+    DiffusionModel,
+    Redrawn,
+    build_unet,
+    class_label,
+    emoji_captions,
+    emoji_table,
+    timestep,
+)
 
 IMAGES = np.arange(10, dtype="uint8")[:, None, None, None] * np.ones((1, 2, 2, 3), "uint8")
 
@@ -14,6 +23,7 @@ def draw(rng):
 
 def epoch(data):
     batches = [data[i] for i in range(len(data))]
+    data.on_epoch_begin()
     data.on_epoch_end()
     return [np.concatenate(part) for part in ([b[0][:, 0, 0, 0] for b in batches], *_columns(batches))]
 
@@ -54,10 +64,45 @@ def test_images_may_be_drawn_too():
 
 
 def test_conditions_of_another_length_are_refused():
-    with pytest.raises(ValueError, match="9 rows of 'number' for 10 images"):
+    with pytest.raises(ValueError, match=r"draw gave 'number' of shape \(9,\)"):
         Redrawn(IMAGES, lambda rng: {"number": np.arange(9)})
-    with pytest.raises(ValueError, match="9 rows of 'images' for 10 images"):
+    with pytest.raises(ValueError, match=r"draw gave 'images' of shape \(9, 2, 2, 3\)"):
         Redrawn(IMAGES, lambda rng: (IMAGES[:9], {}))
+    with pytest.raises(ValueError, match=r"draw gave 'number' of shape \(\): it needs a row for each of the 10 images"):
+        Redrawn(IMAGES, lambda rng: {"number": 3})
+
+
+def test_an_epoch_is_drawn_once_and_fit_begins_with_the_first(tmp_path):
+    told = []
+
+    class Told(Redrawn):
+        def __getitem__(self, index):
+            told.append((self._epoch, index))
+            return super().__getitem__(index)
+
+    def counted(rng):
+        draws.append(rng.random())
+        return {"label": [0] * 10}  # a list will do
+
+    model = DiffusionModel(build_unet((8, 8, 3), (4,), conditions=(timestep(), class_label(2))), seed=0)
+    model.compile("sgd")
+    images = np.zeros((10, 8, 8, 3), "uint8")
+    for options in ({}, {"checkpoint": True}):
+        draws = []
+        told.clear()
+        data = Told(images, counted, batch_size=4)
+        if options:
+            checkpoint = Checkpoint(tmp_path, data, every=1e9)
+            options = {"callbacks": [checkpoint], **checkpoint.resume(model)}
+        model.fit(data, epochs=3, verbose=0, **options)
+        assert [pair for pair in dict.fromkeys(told) if pair[0] < 3] == [(e, i) for e in range(3) for i in range(3)]
+        assert list(dict.fromkeys(draws)) == [_first_number(epoch) for epoch in range(3)] and len(draws) <= 4
+
+
+def _first_number(epoch):
+    rng = np.random.default_rng([0, epoch])
+    rng.permutation(10)
+    return rng.random()
 
 
 def test_captions_are_names_or_keywords_with_an_article_or_a_style_at_times():
@@ -83,7 +128,7 @@ def test_captions_are_names_or_keywords_with_an_article_or_a_style_at_times():
 
 @pytest.mark.parametrize("size", [0, 2.5, True])
 def test_batches_of_no_size_are_refused(size):
-    with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more"):
+    with pytest.raises(ValueError, match="batch_size: received"):
         Redrawn(IMAGES, draw, batch_size=size)
 
 

@@ -55,7 +55,9 @@ def test_the_batches_are_those_of_image_folder(eleven, options, workers):
     for _ in range(3):
         for i in range(3):
             assert_same(stream[i], folder[i])
+        folder.on_epoch_begin()
         folder.on_epoch_end()
+        stream.on_epoch_begin()
         stream.on_epoch_end()
     with pytest.raises(IndexError):
         stream[3]
@@ -121,7 +123,9 @@ def test_the_parts_of_a_stream_are_those_of_the_folder(eleven):
             assert len(stream) == len(folder)
             for batch, other in zip(stream, folder, strict=True):
                 assert_same(batch, other)
+            stream.on_epoch_begin()
             stream.on_epoch_end()
+            folder.on_epoch_begin()
             folder.on_epoch_end()
     with pytest.raises(ValueError, match="share: 0.01 of 11 images makes 0"):
         image_stream(eleven, 8).split(0.01)
@@ -188,9 +192,9 @@ def test_a_model_trains_on_it_as_on_the_images_in_that_order(eleven):
     def by_hand():
         while True:
             yield from (folder[i] for i in range(3))
+            folder.on_epoch_begin()
             folder.on_epoch_end()
 
-    folder.on_epoch_end()  # as Keras tells the stream, before it begins
     streamed, expected = trained(stream), trained(by_hand(), steps_per_epoch=3)
     for ours, theirs in zip(streamed, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -231,6 +235,7 @@ def test_the_next_image_takes_the_place_of_a_broken_one_and_it_is_named_once(ele
     broken = stream.names.index("dog/05.png")
     with pytest.warns(UserWarning, match=rf"the next image in the place of dog/05.png: {reason}") as caught:
         images, named = stream[0]
+        stream.on_epoch_begin()
         stream.on_epoch_end()
         stream[0]
     assert len(caught) == 1

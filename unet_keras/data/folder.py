@@ -14,9 +14,10 @@ import keras
 import numpy as np
 
 from unet_keras.data.contents import Contents, read_contents
+from unet_keras.data.epochs import EpochDataset
 
 
-class ImageFolder(keras.utils.PyDataset):
+class ImageFolder(EpochDataset):
     """The images of a folder in batches, shuffled and mirrored anew each epoch; made by `image_folder`.
 
     The attributes are those of `Contents`, and `conditions`: None or a dict of arrays of first axis N. Item i is
@@ -24,10 +25,7 @@ class ImageFolder(keras.utils.PyDataset):
     """
 
     def __init__(self, contents: Contents, *, batch_size, shuffle, flip, conditions, seed):
-        # One worker of Keras's: what its queue still holds when an epoch ends, it serves in the next, so that with
-        # more, on JAX and torch, some images come twice an epoch and others not at all. Nothing is lost by it: a
-        # batch is a copy from memory.
-        super().__init__(workers=1)
+        super().__init__()
         self.images, self.paths, self.labels, self.class_names, self.captions = contents
         self.batch_size = batch_size
         self._shuffle, self._flip, self._seed = shuffle, flip, seed
@@ -51,10 +49,6 @@ class ImageFolder(keras.utils.PyDataset):
             return (images,)
         return images, {name: values[chosen] for name, values in self.conditions.items()}
 
-    def on_epoch_end(self):
-        """Move on to the next epoch's order and flips."""
-        self.set_epoch(self._epoch + 1)
-
     def split(self, share: float) -> tuple["ImageFolder", "ImageFolder"]:
         """Divide into a dataset to train on and one of a share of the images, in order and not mirrored, to validate.
 
@@ -77,7 +71,7 @@ class ImageFolder(keras.utils.PyDataset):
 
     def set_epoch(self, epoch):
         """Draw all that is random in an epoch, so that the order in which batches are asked for cannot matter."""
-        self._epoch = epoch
+        super().set_epoch(epoch)
         self._order, self._flipped = order_of(self._seed, epoch, len(self.images), self._shuffle, self._flip)
 
 
@@ -129,6 +123,8 @@ def image_folder(
     """
     root, (height, width) = checked_root(path), checked_size(size)
     check_counts(batch_size=batch_size, workers=1 if workers is None else workers)
+    check_seed(seed)
+    check_function(conditions)
     return ImageFolder(
         read_contents(root, height, width, workers=workers),
         batch_size=batch_size,
@@ -140,7 +136,10 @@ def image_folder(
 
 
 def by_label(folder: ImageFolder) -> dict[str, np.ndarray]:
-    """Give the class of each image as the condition `label`, (N,) int32: for `image_folder(…, conditions=by_label)`."""
+    """Give the class of each image as the condition `label`, (N,) int32: for `image_folder(…, conditions=by_label)`.
+
+    Raises ValueError where an image lies in no class sub-folder.
+    """
     if folder.labels is None:
         stray = min(folder.paths, key=lambda path: len(path.parts))
         raise ValueError(
@@ -173,9 +172,21 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"{name}: received {value!r}; give a whole number of at least 1.")
 
 
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless it is a whole number of 0 or more."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed: received {seed!r}; give a whole number of at least 0.")
+
+
+def check_function(conditions) -> None:
+    """Raise ValueError unless conditions are left out, or a function."""
+    if conditions is not None and not callable(conditions):
+        raise ValueError(f"conditions: received {conditions!r:.100}; give a function of the dataset, such as by_label.")
+
+
 def _is_positive(value):
     """Say whether `value` is a whole number of at least 1."""
-    return isinstance(value, Integral) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def named_arrays(conditions: Mapping, count: int) -> dict[str, np.ndarray]:

@@ -13,12 +13,21 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from unet_keras.data.contents import check_memory, classes, read_names, report
 from unet_keras.data.decoders import Decoders
-from unet_keras.data.folder import check_counts, checked_root, checked_size, divided, named_arrays, order_of
+from unet_keras.data.epochs import EpochDataset
+from unet_keras.data.folder import (
+    check_counts,
+    check_function,
+    check_seed,
+    checked_root,
+    checked_size,
+    divided,
+    named_arrays,
+    order_of,
+)
 from unet_keras.data.listing import Names
 
 AHEAD = 3
@@ -28,7 +37,7 @@ MOST_BROKEN = 100
 """Files in a row that cannot be read before it is the folder that is at fault."""
 
 
-class ImageStream(keras.utils.PyDataset):
+class ImageStream(EpochDataset):
     """The images of a folder in batches, read as they are needed, in a new order each epoch; made by `image_stream`.
 
     Item i is `(images,)` or `(images, {name: array})`, the epoch's i-th batch; the last of all images may be smaller.
@@ -38,7 +47,7 @@ class ImageStream(keras.utils.PyDataset):
     """
 
     def __init__(self, root, *, size, batch_size, shuffle, flip, conditions, seed, workers, steps):
-        super().__init__(workers=1)  # see ImageFolder
+        super().__init__()
         found, captions, left_out = read_names(root)
         self.root, self.batch_size = root, batch_size
         self.names = found if captions is None else Names(captions)
@@ -53,7 +62,8 @@ class ImageStream(keras.utils.PyDataset):
         """Set what the order depends on, and what has been asked for: nothing yet."""
         self._shuffle, self._flip, self._steps = shuffle, flip, steps
         self._order = lru_cache(2)(partial(order_of, self._seed, count=self.count, shuffle=shuffle, flip=flip))
-        self._epoch, self._last, self._ahead, self._lock = 0, None, {}, threading.Lock()
+        self._last, self._ahead, self._lock = None, {}, threading.Lock()
+        self.set_epoch(0)
 
     @property
     def count(self) -> int:
@@ -71,14 +81,6 @@ class ImageStream(keras.utils.PyDataset):
     def _once(self):
         """How many batches show each image once."""
         return -(-self.count // self.batch_size)
-
-    def set_epoch(self, epoch):
-        """Go to an epoch: its batches are given from now on, nothing before them is read."""
-        self._epoch = epoch
-
-    def on_epoch_end(self):
-        """Move on to the next epoch."""
-        self.set_epoch(self._epoch + 1)
 
     def split(self, share: float) -> tuple["ImageStream", "ImageStream"]:
         """Divide into a stream to train on and one of a share of the images, in order and not mirrored, to validate.
@@ -177,6 +179,8 @@ def image_stream(
     root, size = checked_root(path), checked_size(size)
     workers = os.cpu_count() if workers is None else workers
     check_counts(batch_size=batch_size, workers=workers, steps=1 if steps is None else steps)
+    check_seed(seed)
+    check_function(conditions)
     check_memory(batch_size, *size)
     return ImageStream(
         root,
