@@ -7,9 +7,12 @@ from keras import ops
 
 from unet_keras import (
     DiffusionModel,
+    TokenEncoder,
     build_unet,
     clean,
     cosine,
+    enable_lora,
+    freeze,
     linear,
     logit_normal,
     min_snr,
@@ -182,6 +185,26 @@ def test_model_of_mixed_precision(tmp_path):
     assert back.dtype_policy.name == "mixed_float16" and back.network.layers[-1].compute_dtype == "float32"
     assert isinstance(back.optimizer, keras.optimizers.LossScaleOptimizer)
     np.testing.assert_allclose(losses(back, IMAGES, 2), losses(model, IMAGES, 2), rtol=1e-3)
+
+
+@pytest.mark.parametrize("change", ["freeze", "lora"])
+def test_frozen_layers_stay_frozen(tmp_path, change):
+    """Keras's MultiHeadAttention, in the text's encoder, makes its parts anew."""
+    encoder = TokenEncoder(["red", "blue"], length=3, width=8, heads=2, depth=1)
+    net = build_unet(SHAPE, (4, 8), conditions=(timestep(8),), context=encoder.context)
+    model = DiffusionModel(net, encoder=encoder, drop=0.1, ema=0.9, seed=0)
+    freeze(net, "text.*") if change == "freeze" else enable_lora(model, rank=2, layers="/query$")
+    model.compile(keras.optimizers.Adam(0.01))
+    captions = ["red", "blue"] * 4
+    model.fit(IMAGES, captions, verbose=0)
+    back = saved(model, tmp_path)
+    trained = {v.path for v in model.trainable_variables}
+    assert {v.path for v in back.trainable_variables} == trained != {v.path for v in net.weights}
+    before = {v.path: ops.convert_to_numpy(v).copy() for v in back.network.weights}
+    back.fit(IMAGES, captions, verbose=0)
+    moved = {v.path for v in back.network.weights if (ops.convert_to_numpy(v) != before[v.path]).any()}
+    assert moved <= trained and len(moved) > len(trained) / 2
+    assert int(back.optimizer.iterations) == 2
 
 
 def test_null_of_a_context(tmp_path):

@@ -485,6 +485,21 @@ def test_average_counts_updates_under_gradient_accumulation():
     assert int(model.ema_step) == 3 and np.abs(np.subtract(*weights(model))).max() > 1e-3
 
 
+def test_average_goes_on_when_the_model_is_compiled_anew():
+    model = trainer(ema=0.9)
+    model.train_on_batch(IMAGES)
+    for _ in range(30):  # until the average is no longer warming up
+        model.train_on_batch(IMAGES)
+    model.compile(keras.optimizers.SGD(0.1))
+    average = weights(model)[1]
+    for n in (32, 33):
+        model.train_on_batch(IMAGES)
+        keep = min(0.9, (1 + n) / (10 + n))
+        average = keep * average + (1 - keep) * weights(model)[0]
+    np.testing.assert_allclose(weights(model)[1], average, atol=1e-6)
+    assert int(model.ema_step) == 33
+
+
 def test_model_without_an_average_uses_its_weights():
     model = trainer(ema=None)
     assert model.averaged is model.network and model.ema_network is None

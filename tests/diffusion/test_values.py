@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers import normal, randomized, tiny_unet
 
-from unet_keras import DiffusionModel, Values, clipped, latents, pixels, unclipped
+from unet_keras import DiffusionModel, Prediction, Values, clipped, dynamic, latents, pixels, unclipped
 
 
 def model_of(values):
@@ -29,6 +29,23 @@ def test_pixels_are_held_to_theirs():
     with pytest.raises(ValueError, match=r"float32 images must lie in \[-1, 1\]"):
         model.fit(9 * normal(4, 8, 8, 3), verbose=0)
     assert model.generate(2, steps=2, seed=0).dtype == np.uint8
+
+
+def test_a_threshold_comes_back_or_cannot_be_saved(tmp_path):
+    model = model_of(Values(True, dynamic(0.9)))
+    model.save(tmp_path / "model.keras")
+    back = keras.saving.load_model(tmp_path / "model.keras")
+    assert back.values == model.values and back.values.threshold is dynamic(0.9)
+
+    def tanh(x):  # which Keras would load its own function for
+        return keras.ops.clip(x, -0.5, 0.5)
+
+    with pytest.raises(ValueError, match="tanh.*cannot be saved: decorate it"):
+        model_of(Values(True, tanh)).save(tmp_path / "other.keras")
+    with pytest.raises(ValueError, match="tanh.*cannot be saved: decorate it"):
+        Prediction(tanh, tanh).get_config()
+    with pytest.raises(ValueError, match="values must be a Values"):
+        model_of(clipped)
 
 
 def test_latents_are_floats_without_nan():

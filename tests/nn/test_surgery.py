@@ -14,7 +14,7 @@ from helpers import (
     tiny_unet,
 )
 
-from unet_keras import DiffusionModel, freeze, patch_unet, skip_taps, with_channels, with_dtype, with_size
+from unet_keras import DiffusionModel, enable_lora, freeze, patch_unet, skip_taps, with_channels, with_dtype, with_size
 
 
 def arrays(network):
@@ -108,9 +108,31 @@ def test_what_was_frozen_stays_so():
     assert not with_channels(network, image=4).get_layer("down0_block0_conv1").trainable
 
 
+def test_what_trains_of_a_network_with_lora_stays_so():
+    network = tiny_residual_unet()
+    enable_lora(network, rank=2, layers="/query$")
+    expected = {v.path for v in network.trainable_variables}
+    assert expected and all("query" in path and "lora" in path for path in expected)
+    for changed in (with_channels(network, image=4), with_size(network, None), with_dtype(network, "mixed_bfloat16")):
+        assert {v.path for v in changed.trainable_variables} == expected
+
+
+def test_maps_may_be_added_twice():
+    network = randomized(tiny_residual_unet())
+    wider = with_channels(with_channels(network, maps={"mask": 1}), maps={"depth": 2})
+    inputs = random_inputs(wider)
+    assert (inputs["mask"].shape[-1], inputs["depth"].shape[-1]) == (1, 2)
+    plain = {name: inputs[name] for name in ("image", "timestep")}
+    np.testing.assert_allclose(output_of(wider, inputs), output_of(network, plain), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
+        (tiny_residual_unet, {"image": 0}, "image: 0 is no number of channels"),
+        (tiny_residual_unet, {"out": 2.5}, "out: 2.5 is no number of channels"),
+        (tiny_residual_unet, {"maps": {"mask": 0}}, "mask: 0 is no number of channels"),
+        (lambda: DiffusionModel(tiny_residual_unet()), {"out": 6}, "got a DiffusionModel: give model.network"),
         (tiny_residual_unet, {}, "Nothing to change: give image, out or maps"),
         (tiny_residual_unet, {"maps": {"timestep": 1}}, "has the inputs .'image', 'timestep'. already"),
         (tiny_unet, {"image": 4}, "has no convolution named stem: build it with stem= and head="),
@@ -119,6 +141,18 @@ def test_what_was_frozen_stays_so():
 def test_changes_that_are_refused(network, options, message):
     with pytest.raises(ValueError, match=message):
         with_channels(network(), **options)
+
+
+def test_what_is_no_network_or_pattern_is_refused():
+    model = DiffusionModel(tiny_residual_unet())
+    with pytest.raises(ValueError, match="give model.network"):
+        with_size(model, 16)
+    with pytest.raises(ValueError, match="give model.network"):
+        with_dtype(model, "mixed_bfloat16")
+    with pytest.raises(ValueError, match="pattern='.' is no regular expression"):
+        freeze(model.network, "(")
+    with pytest.raises(ValueError, match="layers='.' is no regular expression"):
+        enable_lora(model.network, layers="(")
 
 
 # ---- sizes ----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ def test_words_of_other_scripts_are_whole_and_keep_their_marks():
     for text, count in texts.items():
         words = split_words(text)
         assert len(words) == count == len(set(words)) and all(split_words(word) == [word] for word in words)
+    texts = ["Lego™ bricks", "№ 5", "20 ℃", "ℝ and ℕ"]
+    assert TokenEncoder.from_texts(texts).vocabulary == sorted({word for text in texts for word in split_words(text)})
+    assert split_words("Lego™ bricks") == ["legotm", "bricks"]
     assert split_words("が") != split_words("か") and split_words("हिन्दी") == ["हिन्दी"]
     assert split_words("ﬁne Ünï_x, don't") == ["fine", "uni_x", "don", "t"]
 

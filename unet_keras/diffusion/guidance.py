@@ -69,7 +69,7 @@ def clipped(estimate):
     return ops.clip(estimate, -1.0, 1.0)
 
 
-@cache
+@cache  # one object for one quantile: another would be compiled anew
 def dynamic(quantile: float = 0.995) -> Callable:
     """Make the threshold that clips each image at a quantile of its own values and scales it back to [-1, 1].
 
@@ -78,15 +78,28 @@ def dynamic(quantile: float = 0.995) -> Callable:
     """
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile must lie in (0, 1], got {quantile}.")
+    return _Dynamic(quantile)
 
-    def threshold(estimate):
-        axes = tuple(range(1, len(estimate.shape)))
+
+@serializable
+class _Dynamic:
+    """What ``dynamic`` makes: an object, so that a saved model knows the quantile."""
+
+    def __init__(self, quantile):
+        self.quantile = quantile
+
+    def __call__(self, estimate):
         flat = ops.reshape(ops.abs(estimate), (ops.shape(estimate)[0], -1))
-        limit = ops.maximum(ops.quantile(flat, quantile, axis=1), 1.0)
-        limit = ops.reshape(limit, (-1,) + (1,) * len(axes))
+        limit = ops.maximum(ops.quantile(flat, self.quantile, axis=1), 1.0)
+        limit = ops.reshape(limit, (-1,) + (1,) * (len(estimate.shape) - 1))
         return ops.clip(estimate, -limit, limit) / limit
 
-    return threshold
+    def get_config(self):
+        return {"quantile": self.quantile}
+
+    @classmethod
+    def from_config(cls, config):
+        return dynamic(config["quantile"])
 
 
 @serializable

@@ -5,6 +5,7 @@ timesteps, target, weight), x_t = alpha_t x_0 + sigma_t eps, and hands it to Ker
 accumulation, loss scaling, callbacks and distribution stay Keras's.
 """
 
+import contextlib
 import random
 from functools import partial
 
@@ -26,6 +27,7 @@ from unet_keras.diffusion.seeds import derived
 from unet_keras.diffusion.timesteps import drawn
 from unet_keras.diffusion.values import Values, pixels
 from unet_keras.diffusion.variance import VLB_WEIGHT, bound, check_channels, halves, learned
+from unet_keras.nn.surgery import settle
 from unet_keras.optimizers import move
 
 TABLES = ("schedule", "prediction", "values", "encoder")
@@ -85,7 +87,7 @@ class DiffusionModel(SampledModel):
         # it would round the timesteps and the images before the network sees them.
         kwargs.setdefault("dtype", network.dtype_policy)
         super().__init__(autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
-        check_parts(schedule, prediction)
+        check_parts(schedule, prediction, values)
         self.network, self.schedule, self.prediction, self.values = network, schedule, prediction, values
         self.weight, self.density = (None if v is None else np.asarray(v, "float64") for v in (weight, density))
         self.encoder, self.drop, self.ema, self.remat = encoder, drop, ema, remat
@@ -98,10 +100,12 @@ class DiffusionModel(SampledModel):
         self.train_noise = keras.random.SeedGenerator(derived(self.seed, 0), name="train_noise")
         self.val_noise = keras.random.SeedGenerator(derived(self.seed, 1), name="val_noise")
         self.noise_loss = keras.losses.MeanSquaredError()
+        settle(network)
         self.ema_network = None
         if ema is not None:
             self.ema_network = keras.models.clone_model(network)
             self.ema_network.trainable = False
+            settle(self.ema_network)
             self.ema_network.set_weights(network.get_weights())
             self.ema_step = self.add_weight(
                 shape=(), dtype="int32", initializer="zeros", trainable=False, name="ema_step"
@@ -190,6 +194,7 @@ class DiffusionModel(SampledModel):
         return inputs, self.prediction.target(clean, eps, alpha, sigma), sample_weight
 
     def train_step(self, *args):
+        before = None if self.ema_network is None else self._updates(args)
         out = self._with_noise(super().train_step, args, self.train_noise, self.dropping)
         logs = out[0] if keras.backend.backend() == "jax" else out
         for name in self.gaps:
@@ -200,16 +205,16 @@ class DiffusionModel(SampledModel):
             logs, (trainable, rest, optimizer, metrics) = out
             pairs = [(self.trainable_variables, trainable), (self.non_trainable_variables, rest)]
             with state_scope([*pairs, (self.optimizer.variables, optimizer)]) as scope:
-                self._update_average()
+                self._update_average(before)
             rest = [scope.get_current_value(v) for v in self.non_trainable_variables]
             return logs, (trainable, rest, optimizer, metrics)
         if keras.backend.backend() == "torch":
             import torch
 
             with torch.no_grad():
-                self._update_average()
+                self._update_average(before)
         else:
-            self._update_average()
+            self._update_average(before)
         return out
 
     def test_step(self, *args):
@@ -245,12 +250,20 @@ class DiffusionModel(SampledModel):
     def _output(self, inputs):
         return ops.cast(self._predicted(self.averaged(inputs, training=False)), "float32")
 
-    def _update_average(self):
-        """Move the average towards the weights, once an update of the weights, whatever happened in between."""
-        done = ops.cast(self.optimizer.iterations, "int32")
-        n = ops.cast(done, "float32")
-        keep = ops.where(done > self.ema_step, ops.minimum(self.ema, (1.0 + n) / (10.0 + n)), 1.0)
-        self.ema_step.assign(done)
+    def _updates(self, args=None):
+        """The updates of the weights that the optimizer has made; JAX has its state in a step's arguments."""
+        known = contextlib.nullcontext()
+        if args and keras.backend.backend() == "jax":
+            known = keras.StatelessScope(list(zip(self.optimizer.variables, args[0][2], strict=True)))
+        with known:
+            return ops.cast(self.optimizer.iterations, "int32") + 0  # not the variable itself, which will change
+
+    def _update_average(self, before):
+        """Move the average towards the weights where they have been updated; it counts on when compiled anew."""
+        updated = self._updates() - before
+        n = ops.cast(self.ema_step + 1, "float32")
+        keep = ops.where(updated > 0, ops.minimum(self.ema, (1.0 + n) / (10.0 + n)), 1.0)
+        self.ema_step.assign(self.ema_step + updated)
         for average, v in zip(self.ema_network.weights, self.network.weights, strict=True):
             move(average, 1.0 - keep, average - v)
 

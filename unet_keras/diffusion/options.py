@@ -5,14 +5,17 @@ import numpy as np
 from unet_keras.diffusion.predictions import Prediction
 from unet_keras.diffusion.replicas import check_strategy
 from unet_keras.diffusion.schedules import Schedule
+from unet_keras.diffusion.values import Values
 
 
-def check_parts(schedule, prediction):
-    """Raise ValueError for what is no schedule, e.g. a function that makes one, and no prediction."""
+def check_parts(schedule, prediction, values):
+    """Raise ValueError for what is no schedule, e.g. a function that makes one, no prediction and no values."""
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule must be a Schedule, as linear() and cosine() give, got {schedule!r:.100}.")
     if not isinstance(prediction, Prediction):
         raise ValueError(f"prediction must be a Prediction, such as noise or velocity, got {prediction!r:.100}.")
+    if not isinstance(values, Values):
+        raise ValueError(f"values must be a Values, such as pixels or latents, got {values!r:.100}.")
 
 
 def check_options(model):
@@ -45,6 +48,13 @@ def check_compiled(model, optimizer, options: dict):
         raise ValueError("metrics are not taken by DiffusionModel.compile: use a callback, or validation's loss.")
     if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
         raise ValueError("optimizer has use_ema=True: leave it off and use DiffusionModel(..., ema=0.999).")
+    if model.ema_network is not None:
+        own, average = ([v.shape for v in network.weights] for network in (model.network, model.ema_network))
+        if own != average:
+            raise ValueError(
+                "model.network has other weights than the average of them: give enable_lora and the like the model, "
+                "not its network, or make a new DiffusionModel of the changed network."
+            )
     coarse = {v.dtype for v in model.trainable_variables} & {"float16", "bfloat16"}
     if coarse:
         name = coarse.pop()

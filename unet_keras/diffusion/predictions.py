@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from unet_keras.diffusion.named import serialized
 from unet_keras.diffusion.schedules import Schedule
 
 serializable = keras.saving.register_keras_serializable("unet_keras")
@@ -24,7 +25,7 @@ class Prediction:
     target(clean, noise, alpha, sigma)     what the network should have said
     estimate(x, output, alpha, sigma)      the clean image, given what it said; affine in ``output``
 
-    Register functions of your own with ``keras.saving.register_keras_serializable`` so that the model can be loaded.
+    Register functions of your own with ``keras.saving.register_keras_serializable``, or the model cannot be saved.
     """
 
     target: Callable[..., Any]
@@ -32,7 +33,7 @@ class Prediction:
 
     def get_config(self) -> dict:
         """Return both functions by their registered names."""
-        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("target", "estimate")}
+        return {name: serialized(getattr(self, name)) for name in ("target", "estimate")}
 
     @classmethod
     def from_config(cls, config: dict) -> "Prediction":

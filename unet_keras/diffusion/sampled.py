@@ -108,15 +108,22 @@ class SampledModel(AttachedModel):
     def _step(self, asked, network=None, at=None):
         """The compiled step that a request needs, compiled once; on the device ``at``, for it reads the copy there."""
         network = self.averaged if network is None else network
-        key = (network, None if asked.null is None else asked.combine, asked.threshold, at)
+        guided, own = None if asked.null is None else asked.combine, self.prediction
+        key = (network, own, guided, asked.threshold, at)
+
+        def made(fixed):
+            options = {"jit": getattr(self, "jit_compile", None) is True, "fixed": fixed}
+            return loop.make_step(network, own, asked.combine, asked.threshold, **options)
+
         changed = isinstance(known := self._steps.get(key), loop.Written) and known.outdated()
         if known is None or changed:
             # What is compiled for training, or has changed before, will change again.
-            options = {"jit": getattr(self, "jit_compile", None) is True, "fixed": not (self.compiled or changed or at)}
-            self._steps[key] = loop.make_step(network, self.prediction, asked.combine, asked.threshold, **options)
+            self._steps[key] = made(fixed=not (self.compiled or changed or at))
 
         def step(*args):
             self.attach()  # each time: frames may be asked for while fit goes on
+            if key not in self._steps:  # forgotten in between, as the network has other variables now
+                self._steps[key] = made(fixed=False)
             return self._steps[key](*args)
 
         return step

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from unet_keras.diffusion.guidance import clipped, unclipped
+from unet_keras.diffusion.named import serialized
 
 SLACK = 1e-3
 """How far outside [-1, 1] a float image may lie: rounding of a resize, not another scale."""
@@ -19,7 +20,8 @@ class Values:
     """The range of an image's numbers, and how sampling keeps the clean estimate within it.
 
     bounded      uint8 in 0 ... 255 or floats in [-1, 1], sampled as uint8; or else any floats, sampled as floats
-    threshold    what ``generate`` applies to the clean estimate unless told otherwise: see guidance.py
+    threshold    what ``generate`` applies to the clean estimate unless told otherwise: see guidance.py; a function of
+                 your own must be registered with Keras, or the model cannot be saved
     """
 
     bounded: bool
@@ -55,7 +57,7 @@ class Values:
 
     def get_config(self) -> dict:
         """Return the range, and the threshold by its registered name."""
-        return {"bounded": self.bounded, "threshold": keras.saving.serialize_keras_object(self.threshold)}
+        return {"bounded": self.bounded, "threshold": serialized(self.threshold)}
 
     @classmethod
     def from_config(cls, config: dict) -> "Values":

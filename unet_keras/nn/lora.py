@@ -109,11 +109,20 @@ def chosen(network: keras.Model, pattern: str, rank: int, alpha: float | None) -
     if not alpha > 0:
         raise ValueError(f"alpha must be above 0, got {alpha:g}.")
     known = adaptable(network)
-    found = [path for path in known if re.search(pattern, path)]
+    wanted = expression("layers", pattern)
+    found = [path for path in known if wanted.search(path)]
     if not found:
         some = ", ".join(list(known)[:: max(1, len(known) // 8)][:8])
         raise ValueError(f"layers={pattern!r} finds none of the {len(known)} layers that LoRA can adapt: e.g. {some}.")
     return {path: Factors(int(rank), alpha) for path in found}
+
+
+def expression(name: str, pattern: str) -> re.Pattern:
+    """Compile a regular expression; ValueError, which names the argument, for what is none."""
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{name}={pattern!r} is no regular expression: {error}.") from error
 
 
 def adapt(network: keras.Model, plan: dict[str, Factors]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers
 
 from unet_keras.nn.layers import channel_axis
+from unet_keras.nn.lora import expression
 
 
 def freeze(network: keras.Model, pattern: str) -> list[str]:
@@ -20,7 +21,8 @@ def freeze(network: keras.Model, pattern: str) -> list[str]:
     Call it before ``compile``, which makes the optimizer for what is trainable then. Names are those of ``summary()``.
     Raises ValueError where no layer with weights has such a name, or where none is left to train.
     """
-    chosen = [layer for layer in network.layers if layer.weights and re.fullmatch(pattern, layer.name)]
+    known = expression("pattern", pattern)
+    chosen = [layer for layer in network.layers if layer.weights and known.fullmatch(layer.name)]
     if not chosen:
         raise ValueError(f"pattern={pattern!r} matches no layer with weights: names are as down0_block0_conv1.")
     if {id(layer) for layer in network.layers if layer.trainable_weights} <= {id(layer) for layer in chosen}:
@@ -28,6 +30,14 @@ def freeze(network: keras.Model, pattern: str) -> list[str]:
     for layer in chosen:
         layer.trainable = False
     return [layer.name for layer in chosen]
+
+
+def settle(network: keras.Model) -> None:
+    """Freeze the parts of frozen layers: Keras does when one is set so, not when one is made from its configuration."""
+    for layer in network._flatten_layers(include_self=False):
+        if not layer.trainable:
+            layer.trainable = True  # on TensorFlow, setting what is set already does nothing
+            layer.trainable = False
 
 
 def with_channels(
@@ -43,7 +53,10 @@ def with_channels(
     those of new outputs are drawn at random. Raises ValueError unless the network has a convolution ``stem`` and
     ``head``, and for a change that is none.
     """
-    config = network.get_config()
+    config = _config(network)
+    for name, count in {"image": image, "out": out, **(maps or {})}.items():
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ValueError(f"{name}: {count!r} is no number of channels: give 1 or more.")
     named = {layer["name"]: layer for layer in config["layers"]}
     for end in ("stem", "head"):
         if not isinstance(network.get_layer(end) if end in named else None, layers.Conv2D):
@@ -76,8 +89,8 @@ def with_size(network: keras.Model, size: tuple[int | None, int | None] | int | 
     Raises ValueError where the network is of one piece with its size: one of a known size that divides cuts nothing on
     the way up, and works at such sizes alone.
     """
+    config = _config(network)
     height, width = size if isinstance(size, tuple | list) else (size, size)
-    config = network.get_config()
     spatial = (1, 2) if channel_axis() == -1 else (2, 3)
     for layer in config["layers"]:
         if layer["class_name"] == "InputLayer" and len(layer["config"]["batch_shape"]) == 4:
@@ -100,7 +113,7 @@ def with_dtype(network: keras.Model, dtype) -> keras.Model:
         policy = keras.dtype_policies.get(dtype)
     except (ValueError, TypeError) as error:
         raise ValueError(f"dtype={dtype!r} is no Keras dtype policy: give 'mixed_bfloat16', say. {error}") from error
-    config, last = network.get_config(), _last(network)
+    config, last = _config(network), _last(network)
     for layer in config["layers"]:
         own = "dtype" in layer["config"]  # but for bare operations, which follow what they are given
         if own and layer["class_name"] != "InputLayer" and layer["name"] not in last:
@@ -124,6 +137,16 @@ def skip_taps(network: keras.Model) -> keras.Model:
     if not skips:
         raise ValueError(f"{network.name} has no skips: it is no network of build_unet.")
     return keras.Model(network.input, {"output": network.output, **skips}, name=network.name)
+
+
+def _config(network):
+    """Give a network's configuration. Raises ValueError for anything but a functional one, a DiffusionModel for one."""
+    config = network.get_config() if isinstance(network, keras.Model) else {}
+    if "layers" not in config:
+        raise ValueError(
+            f"network must be a functional keras.Model, got a {type(network).__name__}: give model.network."
+        )
+    return config
 
 
 def _last(network):
@@ -159,7 +182,7 @@ def _put_beside(config, named, maps, axis):
         if not isinstance(config["input_layers"], dict):
             config["input_layers"] = {"image": ["image", 0, 0]}
         config["input_layers"][name] = [name, 0, 0]
-    together = layers.Concatenate(axis=axis, name="more_maps")
+    together = layers.Concatenate(axis=axis, name="_".join(["with", *maps]))
     entry = keras.saving.serialize_keras_object(together)
     entry |= {"name": together.name, "inbound_nodes": [{"args": [[seen, *inputs]], "kwargs": {}}]}
     config["layers"].append(entry)
@@ -197,3 +220,5 @@ def _copy(network, changed, stem=None):
         new.assign(np.asarray(value))
     for layer in network.layers:
         changed.get_layer(layer.name).trainable = layer.trainable
+    for old in network.weights:  # a layer that trains may have parts that do not
+        news[old.path].trainable = old.trainable

@@ -29,7 +29,9 @@ def split_words(text: str) -> list[str]:
 
     Accents are those of Latin, Greek and Cyrillic. The marks of other scripts, vowels say, belong to their words.
     """
-    plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", text.lower()))
+    # Taken apart before and after it is made lower case: parts may be capitals, and a capital's may be marks.
+    lower = unicodedata.normalize("NFKD", text).lower()
+    plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", lower))
     marked = unicodedata.normalize("NFC", plain)
     return "".join(c if c.isalnum() or c == "_" or unicodedata.category(c)[0] == "M" else " " for c in marked).split()
 
