@@ -14,6 +14,7 @@ import unet_keras
 from unet_keras import AdamW, Muon, build_unet, cli, emoji_table, from_preset, logit_normal
 from unet_keras.cli import material, sample
 from unet_keras.cli import train as train_command
+from unet_keras.nn.abstract import shapes_only
 
 
 @pytest.fixture
@@ -171,6 +172,8 @@ def test_a_streamed_run_killed_in_an_epoch_and_resumed_ends_as_one_on_the_folder
         (["train", "--resume", "--out", "run"], "holds no run"),
         (["sample", "nowhere"], "nowhere"),
         (["sample", "nowhere", "--count", "0"], "--count"),
+        (["presets", "--batch", "64"], "--batch is of one network"),
+        (["export", "nowhere", "photos"], "photos is there already and not empty"),
     ],
 )
 def test_bad_input_is_told_in_one_line(arguments, said, photos, capsys):
@@ -278,6 +281,48 @@ def test_a_run_is_trained_further_from_its_averaged_weights(captioned, tmp_path)
     assert cli.main(["train", "--out", "further", "--resume", "--epochs", "2"]) == 0
     assert cli.main([*further, "--text", "--classes", "--out", "both"]) == 0
     assert cli.main(["sample", "both", "red cats", "--class", "dogs", "--count", "1", "--steps", "1"]) == 0
+
+
+@pytest.mark.once
+def test_a_model_is_trained_further_at_its_own_size_with_its_classes_kept(photos, tmp_path, capsys):
+    (tmp_path / "photos" / "cats" / "0.png").unlink()
+    train("--epochs", "1", "--classes")
+    further = ["train", "--data", "photos", "--start", "run", "--epochs", "1"]
+    assert cli.main([*further, "--out", "further"]) == 0
+    settings = json.loads((tmp_path / "further" / "settings.json").read_text())
+    assert settings["size"] == 8 and settings["class_names"] == ["cats", "dogs"] and not settings["classes"]
+    assert cli.main(["sample", "further", "--class", "dogs", "--count", "1", "--steps", "1"]) == 0
+    assert cli.main(["train", "--out", "further", "--resume", "--epochs", "2"]) == 0
+    capsys.readouterr()
+    assert cli.main(["train", "--out", "further", "--resume", "--epochs", "2"]) == 2
+    assert "--epochs 2: further has 2 already" in capsys.readouterr().err
+    assert cli.main([*further, "--size", "16", "--out", "other"]) == 2
+    assert "--size 16: run is of 8 x 8 pixels" in capsys.readouterr().err
+    model = unet_keras.DiffusionModel(build_unet((8, 12, 3), (4,)), unet_keras.cosine(10), ema=None)
+    model.save(tmp_path / "short.keras")  # a schedule shorter than the pictures' usual steps
+    assert cli.main([*further[:3], "--start", "short.keras", "--epochs", "1", "--out", "short"]) == 0
+    assert pixels(tmp_path / "short" / "samples.png").shape[1] > pixels(tmp_path / "short" / "samples.png").shape[0]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", list(train_command.NETWORKS))
+def test_every_network_of_the_command_line_can_be_built(name, monkeypatch):
+    built = []
+    monkeypatch.setattr(
+        train_command, "DiffusionModel", lambda network, *_, **options: built.append((network, options))
+    )
+    monkeypatch.setattr(train_command, "_compile", lambda model, settings: None)
+    settings = {"network": name, "size": 32, "seed": 0, "dtype": "float32", "schedule": "cosine", "remat": False}
+    settings |= {"prediction": "velocity"}
+    encoder = unet_keras.TokenEncoder(["red"]) if name == "text" else None
+    for classes in (["a", "b"], None):
+        with shapes_only():
+            train_command._new_model(settings, classes, encoder)
+        network, options = built.pop()
+        assert ("label" in network.input) == bool(classes) == bool(options["null"])
+    if name == "ddpm-cifar10":  # its own embedding of the timestep, as diffusers has it
+        assert network.count_params() == 35_746_307
+        assert not network.get_layer("timestep_embedding").get_config()["cosine_first"]
 
 
 @pytest.mark.once

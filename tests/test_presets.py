@@ -20,6 +20,7 @@ from unet_keras import (
     timestep,
     velocity,
 )
+from unet_keras.zoo.diffusers.weights import arrays_of
 from unet_keras.zoo.presets import preset_facts
 
 
@@ -48,6 +49,23 @@ def test_a_preset_holds_the_averaged_weights_in_half_precision(model, folder):
     assert {a.dtype for a in np.load(folder / "weights.npz").values()} == {np.dtype("float16")}
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "weights.npz"]
     assert preset_facts(folder) == {"class_names": ["a"]}
+
+
+def test_a_preset_of_what_cannot_be_read_is_not_written(model, folder, tmp_path):
+    with pytest.raises(ValueError, match="dtype must be 'float16' or 'float32', got 'int8'"):
+        save_preset(model, tmp_path / "other", dtype="int8")
+    with pytest.raises(ValueError, match="got 'int8'"):
+        arrays_of(model.network, dtype="int8")
+    half = from_preset(folder, dtype="bfloat16")
+    for found, expected in zip(
+        from_preset(save_preset(half, tmp_path / "half"), dtype="float32").averaged.get_weights(),
+        half.averaged.get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, np.asarray(expected, "float32"), rtol=1e-3, atol=1e-6)
+    model.save(tmp_path / "half" / "model.keras")
+    with pytest.raises(ValueError, match="holds a model.keras, which is read in a preset's place"):
+        save_preset(model, tmp_path / "half")
 
 
 def test_a_preset_samples_and_trains_on(model, folder):

@@ -33,6 +33,12 @@ def facts(source):
     return {**about, "losses": {name: values[-1] for name, values in settings.get("losses", {}).items() if values}}
 
 
+def check_empty(folder):
+    """Raise ValueError for a folder to write to that holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already and not empty: give another folder.")
+
+
 def _run_of(source):
     """Give the folder of a run, or of a ``.keras`` file, which may lie in one."""
     path = Path(source)

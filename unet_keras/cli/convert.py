@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unet_keras.cli.asking import facts
+from unet_keras.cli.asking import check_empty, facts
 from unet_keras.zoo.diffusers.folder import to_diffusers
 from unet_keras.zoo.presets import from_preset, save_preset
 
@@ -28,8 +28,7 @@ def add_options(p):
 def convert(arguments) -> None:
     """Load the source, and write it anew."""
     folder = arguments.folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already and not empty: give another folder.")
+    check_empty(folder)
     model = from_preset(arguments.source, **({"variant": arguments.variant} if arguments.variant else {}))
     if arguments.to == "diffusers":
         print(to_diffusers(model, folder, dtype=arguments.dtype))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unet_keras.cli.asking import POLICIES, facts
+from unet_keras.cli.asking import POLICIES, check_empty, facts
 from unet_keras.zoo.presets import from_preset, save_preset
 
 EXAMPLES = """Write a run as a preset: a small folder to sample from, to train on, to share.
@@ -26,5 +26,6 @@ def add_options(p):
 
 def export(arguments) -> None:
     """Write the preset, with what the run knows of itself."""
+    check_empty(arguments.folder)
     model, about = from_preset(arguments.model, dtype=arguments.policy), facts(arguments.model)
     print(save_preset(model, arguments.folder, about=about, dtype=arguments.dtype))

@@ -57,7 +57,7 @@ def _emoji(settings, encoder, absent):
     if settings.get("stream"):
         raise ValueError("--stream is for a folder of images: give --data, or leave it out.")
     if settings["size"] != 32:
-        raise ValueError(f"The built-in images are 32 x 32, got --size {settings['size']}: leave it out.")
+        raise ValueError(f"The built-in images are 32 x 32, not of --size {settings['size']}: give --data for others.")
     table = emoji_table()
     names, labels = np.unique(table.groups, return_inverse=True)
     train_, held = (np.flatnonzero(np.isin(table.splits, splits)) for splits in (["train"], ["val", "compose"]))

@@ -24,7 +24,7 @@ ROW = "{:<28}{:>15}  {:<14}{:>10}  {}"
 def add_options(p):
     """Add the command's options to its parser."""
     p.add_argument("name", nargs="?", help="a name of the table, or anything else that from_preset takes")
-    p.add_argument("--batch", type=int, default=1, help="images at a time (default: %(default)s)")
+    p.add_argument("--batch", type=int, help="images at a time (default: 1)")
     p.add_argument("--dtype", choices=("float32", "mixed_bfloat16", "bfloat16"), help="(default: as it was saved)")
     p.add_argument("--size", type=int, help="height and width, of latents where it works on those (default: its own)")
     p.set_defaults(run=presets)
@@ -33,9 +33,13 @@ def add_options(p):
 def presets(arguments) -> None:
     """Print the table, or what one network costs."""
     if arguments.name is None:
+        for option in ("batch", "dtype", "size"):
+            if getattr(arguments, option) is not None:
+                raise ValueError(f"--{option} is of one network: give its name as well.")
         return _table()
+    batch = 1 if arguments.batch is None else arguments.batch
     network = outline(arguments.name, dtype=arguments.dtype)
-    for label, value in _told(cost(network, arguments.batch, size=arguments.size), network, arguments):
+    for label, value in _told(cost(network, batch, size=arguments.size), network, arguments):
         print(f"{label:<32}{value}" if value else label)
 
 

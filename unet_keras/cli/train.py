@@ -1,6 +1,7 @@
 """Train a U-Net on images and keep everything in a run folder."""
 
 import contextlib
+import inspect
 import math
 import signal
 from pathlib import Path
@@ -15,7 +16,7 @@ from unet_keras.cli.material import training_data
 from unet_keras.cli.pace import Deadline, LearningRate
 from unet_keras.diffusion import predictions, schedules, timesteps
 from unet_keras.diffusion.model import DiffusionModel
-from unet_keras.nn.conditions import class_label, timestep
+from unet_keras.nn.conditions import class_label
 from unet_keras.nn.unet import build_unet
 from unet_keras.optimizers import AdamW, Muon
 from unet_keras.zoo import ddpm_cifar10, from_preset, patch_unet, small_unet, text_unet
@@ -108,7 +109,7 @@ def train(arguments) -> None:
         model = _further(settings)
     data = training_data(settings, model)
     model = model or _new_model(settings, data["class_names"], data["encoder"])
-    settings["class_names"] = data["class_names"]
+    settings["class_names"] = data["class_names"] or settings.get("class_names")
     folder.mkdir(parents=True, exist_ok=True)
     runs.write_settings(folder, settings)
     settings = _fit(model, data, folder, settings)
@@ -134,6 +135,9 @@ def _found(arguments):
         raise ValueError(
             f"{folder} was trained by the clock: say for how much longer with --minutes, or give --epochs."
         )
+    done = settings["epochs_done"]
+    if arguments.epochs and not arguments.minutes and arguments.epochs <= done:
+        raise ValueError(f"--epochs {arguments.epochs}: {folder} has {done} already. Give how many there are to be.")
     asked = {name: getattr(arguments, name) for name in CHANGEABLE}
     asked["epochs"] = asked["epochs"] or (ENDLESS if arguments.minutes else None)
     settings |= {name: value for name, value in asked.items() if value is not None} | {"minutes": arguments.minutes}
@@ -154,7 +158,8 @@ def _new_settings(arguments):
     if (arguments.out / runs.SETTINGS).exists():
         raise ValueError(f"{arguments.out} holds a run: give --resume to go on with it, or another --out.")
     kept = {k: v for k, v in vars(arguments).items() if k not in ("run", "out", "resume")}
-    kept |= {name: value for name, value in USUAL.items() if kept[name] is None}
+    own = ("size",) if arguments.start else ()  # that of the model
+    kept |= {name: value for name, value in USUAL.items() if kept[name] is None and name not in own}
     kept["learning_rate"] = arguments.learning_rate or 1.5e-3
     new = {"network": "text" if arguments.text else "patch", **DEFAULTS}
     given = [f"--{name}" for name in new if kept[name]]
@@ -179,6 +184,7 @@ def _further(settings):
     if settings["classes"] and not names:
         raise ValueError(f"--classes: {start} knows no classes (train --classes).")
     settings["class_names"] = names
+    settings["size"] = _size(settings["size"], loaded.named_inputs.image.shape, start)
     own = {"seed": settings["seed"], "remat": settings["remat"]}
     own |= {"density": _density(settings, loaded.schedule)} if settings.get("logit_normal") else {}
     model = DiffusionModel.from_config({**loaded.get_config(), **own})
@@ -188,17 +194,31 @@ def _further(settings):
     return model
 
 
+def _size(asked, image, start):
+    """The size to train a model at: its own, where that is known."""
+    rows_first = keras.config.image_data_format() == "channels_last"
+    own = list(image[1:3] if rows_first else image[2:])
+    if None in own:
+        return asked or USUAL["size"]
+    size = own[0] if own[0] == own[1] else own
+    if asked and asked != size:
+        raise ValueError(f"--size {asked}: {start} is of {own[0]} x {own[1]} pixels. Leave it out.")
+    return size
+
+
 def _new_model(settings, class_names, encoder):
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy(settings["dtype"])
-    size, conditions, read, null, drop = settings["size"], [timestep()], {}, {}, 0.0
+    build = NETWORKS[settings["network"]]
+    conditions = [*inspect.signature(build).parameters["conditions"].default]  # the network's own timestep
+    size, read, null, drop = settings["size"], {}, {}, 0.0
     if class_names:
         conditions.append(class_label(len(class_names) + 1))  # the last stands for "any"
         null, drop = {"label": len(class_names)}, 0.1
     if encoder:
         # With classes too, either alone or none at all can be asked for.
         read, drop = {"context": encoder.context}, {"prompt": 0.5, "label": 0.35} if class_names else 0.1
-    network = NETWORKS[settings["network"]]((size, size, 3), conditions=conditions, **read)
+    network = build((size, size, 3), conditions=conditions, **read)
     schedule, prediction = SCHEDULES[settings["schedule"]](), PREDICTIONS[settings["prediction"]]
     options = {"null": null, "drop": drop, "remat": settings["remat"], "seed": settings["seed"]}
     options |= {"density": _density(settings, schedule)}
@@ -243,7 +263,7 @@ def _fit(model, data, folder, settings):
             folder / "samples",
             captions=captions,
             every=settings["samples_every"],
-            steps=25,
+            steps=min(25, len(model.schedule)),
             board=folder / "board",
         ),
         checkpoint,
@@ -279,7 +299,8 @@ def _pictures(model, data, folder, settings):
     except ImportError as error:
         print(f"no loss.png: {error}")
     pictures, captions = _examples(model, settings, data, 16)
-    frames = [keras.ops.convert_to_numpy(f.x) for f in model.denoising(pictures, seed=settings["seed"])]
+    steps = min(50, len(model.schedule))
+    frames = [keras.ops.convert_to_numpy(f.x) for f in model.denoising(pictures, steps=steps, seed=settings["seed"])]
     plots.grid(frames[-1].clip(-1, 1), captions=captions, path=folder / "samples.png")
     plots.animation(frames, folder / "denoising.gif")
     print(f"samples in {folder / 'samples.png'}; more with: unet-keras sample {folder}")

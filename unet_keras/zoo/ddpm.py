@@ -37,20 +37,22 @@ def residual_unet(input_shape, levels, *, block, attend, **options):
     return build_unet(input_shape, levels, block=block, **usual | options)
 
 
-def ddpm_cifar10(input_shape=(32, 32, 3), *, dropout=0.1, name="ddpm_cifar10"):
+DDPM_TIMESTEP = timestep(shift=1, cosine_first=False)
+"""The embedding of DDPM's networks."""
+
+
+def ddpm_cifar10(input_shape=(32, 32, 3), *, dropout=0.1, conditions=(DDPM_TIMESTEP,), name="ddpm_cifar10"):
     """DDPM's network for CIFAR-10: 35,746,307 parameters, attention at 16x16 and at the bridge."""
     block, attend = partial(res_block, eps=1e-6, dropout=dropout), partial(self_attention, eps=1e-6)
     levels = [Level(128, 2), Level(256, 2, attend), Level(256, 2), Level(256, 2)]
-    conditions = (timestep(shift=1, cosine_first=False),)
     head = partial(norm_head, eps=1e-6)
     return residual_unet(input_shape, levels, block=block, attend=attend, head=head, conditions=conditions, name=name)
 
 
-def ddpm_256(input_shape=(256, 256, 3), *, dropout=0.0, name="ddpm_256"):
+def ddpm_256(input_shape=(256, 256, 3), *, dropout=0.0, conditions=(DDPM_TIMESTEP,), name="ddpm_256"):
     """DDPM's network for CelebA-HQ and LSUN at 256 x 256: 113,673,219 parameters, attention at 16 x 16."""
     block, attend = partial(res_block, eps=1e-6, dropout=dropout), partial(self_attention, eps=1e-6)
     levels = [Level(c, 2, attend if i == 4 else None) for i, c in enumerate((128, 128, 256, 256, 512, 512))]
-    conditions = (timestep(shift=1, cosine_first=False),)
     head = partial(norm_head, eps=1e-6)
     return residual_unet(input_shape, levels, block=block, attend=attend, head=head, conditions=conditions, name=name)
 

@@ -102,16 +102,28 @@ def preset_facts(name: str | os.PathLike) -> dict:
     return preset_config(path).get("about", {}) if ours else {}
 
 
+def _array(variable, dtype):
+    """A weight as NumPy has it, floats as ``dtype``."""
+    floats = "float" in keras.backend.standardize_dtype(variable.dtype)
+    variable = keras.ops.cast(variable, "float32") if floats else variable  # NumPy itself knows no bfloat16
+    array = keras.ops.convert_to_numpy(variable)
+    return array.astype(dtype) if floats else array
+
+
 def save_preset(model, folder: str | os.PathLike, *, about: dict | None = None, dtype: str = "float16") -> Path:
     """Write a model's configuration and its averaged weights to a folder, without optimizer; returns the folder.
 
-    Raises ValueError for weights that ``dtype`` cannot hold.
+    ``dtype`` is "float16" or "float32". Raises ValueError for another, for weights that it cannot hold, and for a
+    folder with a ``model.keras``, which would be read in the preset's place.
     """
     folder = Path(folder)
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype must be 'float16' or 'float32', got {dtype!r}.")
+    if (folder / "model.keras").exists():
+        raise ValueError(f"{folder} holds a model.keras, which is read in a preset's place: give another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: keras.ops.convert_to_numpy(v) for name, v in _by_path(model.averaged).items()}
     with np.errstate(over="ignore"):
-        halves = {name: a.astype(dtype) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+        halves = {name: _array(v, dtype) for name, v in _by_path(model.averaged).items()}
     lost = sorted(name for name, a in halves.items() if not np.isfinite(a).all())
     if lost:
         raise ValueError(f"dtype={dtype!r} cannot hold the weights {', '.join(lost)}: use float32.")

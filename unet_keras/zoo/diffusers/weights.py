@@ -30,8 +30,10 @@ def load(network: keras.Model, tensors: Tensors) -> None:
 def arrays_of(network: keras.Model, *, linear: bool = True, dtype: str = "float32") -> dict[str, np.ndarray]:
     """Give a network's weights as diffusers names and shapes them. ``linear`` as in ``to_theirs``.
 
-    Raises ValueError for weights that ``dtype`` cannot hold.
+    Raises ValueError for a ``dtype`` of no floats, and for weights that it cannot hold.
     """
+    if dtype not in ("float16", "bfloat16", "float32"):
+        raise ValueError(f"dtype must be 'float16', 'bfloat16' or 'float32', got {dtype!r}.")
     arrays = {}
     for name, targets in _by_tensor(network).items():
         parts = []
