@@ -1,11 +1,13 @@
 """Keras callbacks that show how training goes: pictures, figures and logs."""
 
 import csv
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from unet_keras import plots
 from unet_keras.events import EventFile
@@ -14,13 +16,13 @@ from unet_keras.events import EventFile
 class _Every(keras.callbacks.Callback):
     def __init__(self, every):
         super().__init__()
-        if every < 1:
-            raise ValueError(f"every must be 1 or more epochs, got {every}.")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a whole number of 1 or more epochs, got {every!r}.")
         self.every = every
 
     def due(self, epoch):
-        """Tell whether this is an epoch in which to act; the last one always is."""
-        return (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]
+        """Tell whether this is an epoch in which to act; the last one always is, also where training is stopped."""
+        return (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"] or self.model.stop_training
 
 
 class SampleGrid(_Every):
@@ -28,10 +30,14 @@ class SampleGrid(_Every):
 
     conditions    what ``generate`` takes: a count, or the conditions of each image
     folder        where the grids go; made if it is not there
-    every         epochs between two grids; the last epoch always gets one
+    every         epochs between two grids; the last epoch always gets one, also where a callback that comes before this
+                  one stops training
     captions      one text an image, written below it
     board         a folder of TensorBoard's that gets the grids too
     options       for ``generate``: steps, guidance, seed ... The seed is 0 unless given, so that grids compare
+
+    Raises ValueError when training begins for what ``generate`` would refuse, for captions that are not as many as the
+    images, and for a model of latents, which are no pictures.
     """
 
     def __init__(self, conditions, folder, *, every=1, captions=None, board=None, **options):
@@ -40,6 +46,17 @@ class SampleGrid(_Every):
         self.board = None if board is None else EventFile(board)
         self.options = {"seed": 0, "progress": False, **options}
 
+    def on_train_begin(self, logs=None):
+        unknown = sorted(set(self.options) - set(inspect.signature(self.model.generate).parameters))
+        if unknown:
+            raise ValueError(f"options must be those of generate, which takes no {', '.join(unknown)}.")
+        options = {name: value for name, value in self.options.items() if name not in ("progress", "batch_size")}
+        count = len(self.model._request(self.conditions, **options).numbers)
+        if self.captions is not None and len(self.captions) != count:
+            raise ValueError(f"captions must be one an image, got {len(self.captions)} for {count} images.")
+        if not self.model.values.bounded:
+            raise ValueError("SampleGrid draws pictures, and this model makes latents: decode what generate gives.")
+
     def on_epoch_end(self, epoch, logs=None):
         if self.due(epoch):
             self.draw(epoch + 1)
@@ -47,6 +64,8 @@ class SampleGrid(_Every):
     def draw(self, epoch):
         """Sample now, and write the grid of this epoch. Returns the picture."""
         images = self.model.generate(self.conditions, **self.options)
+        if keras.config.image_data_format() == "channels_first":
+            images = np.moveaxis(images, 1, -1)
         picture = plots.grid(images, captions=self.captions, path=self.folder / f"epoch_{epoch:04d}.png")
         if self.board is not None:
             self.board.image("samples", picture, epoch)
@@ -61,7 +80,8 @@ class Evaluate(_Every):
         model.fit(images, epochs=100, callbacks=[Evaluate(quality, every=10), best])
 
     evaluate      model -> a Report, or a dictionary of numbers
-    every         epochs between two evaluations; the first and the last epoch of ``fit`` always get one
+    every         epochs between two evaluations; the first and the last epoch of ``fit`` always get one, also where a
+                  callback that comes before this one stops training
     prefix        of the names in the logs
 
     Callbacks that come after this one see the figures; one that the logs have already is a ValueError. In epochs
@@ -72,6 +92,10 @@ class Evaluate(_Every):
 
     def __init__(self, evaluate: Callable, *, every=1, prefix="val_"):
         super().__init__(every)
+        if not callable(evaluate):
+            raise ValueError(
+                f"evaluate must be a function of the model, such as metrics.sampled gives, got {evaluate!r}."
+            )
         self.evaluate, self.prefix, self.history = evaluate, prefix, []
 
     def on_train_begin(self, logs=None):
@@ -137,4 +161,7 @@ class CsvLog(keras.callbacks.Callback):
         if not self.path.is_file():
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
+        if any(not str(row.get("epoch")).isdigit() for row in rows):
+            raise ValueError(f"{self.path} is no CsvLog's, for its rows have no epoch: give another path.")
+        return rows

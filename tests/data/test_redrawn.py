@@ -138,6 +138,11 @@ def test_a_draw_that_names_no_conditions_is_refused(given):
         Redrawn(IMAGES, lambda rng: given)
 
 
+def test_one_caption_is_no_list_of_them():
+    with pytest.raises(ValueError, match="never must be captions, got the one 'red heart'"):
+        emoji_captions(emoji_table(), np.random.default_rng(0), never="red heart")
+
+
 def test_no_caption_is_one_that_is_never_to_be_drawn():
     table = emoji_table()
     train = type(table)(*(column[table.splits == "train"] for column in table))

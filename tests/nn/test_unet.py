@@ -40,6 +40,15 @@ from unet_keras import (
 )
 from unet_keras.zoo.ddpm import residual_unet
 
+
+def sandwich_of_blocks(x, emb, context, *, mask=None, name=None):
+    return sandwich(x, emb, block=conv_block, name=name)
+
+
+def blind_block(x, filters, emb=None, *, name=None):
+    return conv_block(x, filters, name=name)
+
+
 networks = pytest.mark.parametrize("network", TINY_UNETS.values(), ids=TINY_UNETS.keys())
 
 
@@ -386,6 +395,34 @@ def test_refuses_what_is_no_context(context):
         build_unet((8, 8, 3), context=context)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conditions": timestep()}, "conditions must be a tuple of functions"),
+        ({"conditions": (timestep,)}, r"not what is wanted, condition\(width\) -> \(inputs, vector\)"),
+        ({"context": masked_sequence}, "context must be a function that takes nothing"),
+        ({"context": lambda: 3}, r"not what is wanted, context\(\) -> \(inputs, sequence, mask\)"),
+        ({"maps": ("mask",)}, "maps must be {name: channels}"),
+        ({"maps": {"mask": 0}}, "mask must be a whole number of 1 or more, got 0"),
+        ({"out_channels": 0}, "out_channels must be a whole number of 1 or more, got 0"),
+        ({"emb_width": 0}, "emb_width must be a whole number of 1 or more, got 0"),
+        ({"levels": [Level(4, 1.5)]}, "levels must hold positive filter counts"),
+        ({"context": (3, 4), "bridge": sandwich_of_blocks}, r"Nothing reads the inputs \['context'\]"),
+        ({"block": blind_block}, r"Nothing reads the inputs \['timestep'\]"),
+    ],
+)
+def test_refuses_what_would_fail_later_or_do_nothing(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_unet(**options)
+
+
+def test_refuses_an_input_shape_of_one_number():
+    with pytest.raises(ValueError, match="input_shape must be a tuple of three, got 32"):
+        build_unet(32)
+    with pytest.raises(ValueError, match="dim must be a whole number of 1 or more, got 0"):
+        timestep(0)
+
+
 def test_refuses_no_levels():
     with pytest.raises(ValueError, match="levels is empty"):
         tiny_unet([])
@@ -426,7 +463,7 @@ def test_refuses_more_skips_than_blocks():
 
 
 def test_refuses_no_classes():
-    with pytest.raises(ValueError, match="classes must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="classes must be a whole number of 1 or more, got 0"):
         class_label(0)
 
 

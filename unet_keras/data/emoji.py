@@ -50,11 +50,13 @@ def emoji_captions(table: EmojiTable, rng: np.random.Generator, *, never: Iterab
     """Draw a caption for each emoji: its name, or one to three of its keywords; at times with an article, or the style.
 
     ``never``: captions that no keywords are to make, whatever their order, e.g. those that a model is to be tested on;
-    the name stands in their place.
+    the name stands in their place. Raises ValueError for one caption that is no list of them.
 
     70% are names; 25% begin with a, an or the; 30% end with the style's word, "noto" or "flat", so that
     "red heart flat" asks for that style.
     """
+    if isinstance(never, str):
+        raise ValueError(f"never must be captions, got the one {never!r}: write [{never!r}].")
     never = {tuple(sorted(caption.split())) for caption in never}
     return [_caption(*row, rng, never) for row in zip(table.captions, table.tags, table.styles, strict=True)]
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 
 from unet_keras.metrics.distances import clip_score, fid, inception_score
@@ -90,6 +91,8 @@ def sampled(conditions, *measures: Measure, seed: int = 0, **options) -> Callabl
 
     def evaluate(model):
         images = model.generate(conditions, seed=seed, **{"progress": False, **options})
+        if keras.config.image_data_format() == "channels_first":
+            images = np.moveaxis(images, 1, -1)
         report = measures[0](images)
         for measure in measures[1:]:
             report |= measure(images)

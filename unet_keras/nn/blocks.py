@@ -24,6 +24,7 @@ from unet_keras.nn.layers import (
     PixelsToSequence,
     SequenceToPixels,
     channel_axis,
+    check_counts,
     near_zero,
     size_of,
 )
@@ -111,8 +112,10 @@ def self_attention(x, context=None, *, mask=None, head_dim=None, groups=32, eps=
     """Let every pixel look at every other: x + Attention(GroupNorm(x)). One head, or C // head_dim of them.
 
     ``groups=None`` leaves the norm out, as diffusers does at the bridge of networks of ADM's kind. ``context`` and its
-    ``mask`` are not looked at; they are there so that all attends are called alike.
+    ``mask`` are not looked at; they are there so that all attends are called alike. Raises ValueError for a
+    ``head_dim`` that is wider than the channels.
     """
+    check_counts(head_dim=head_dim)
     channels = x.shape[channel_axis()]
     width = head_dim or channels
     if channels < width:
@@ -131,6 +134,7 @@ def cross_attention(x, context, *, mask=None, heads=8, name=None):
     divide the channels.
     """
     _needs_context(context, "cross_attention")
+    check_counts(heads=heads)
     channels = x.shape[channel_axis()]
     if channels % heads:
         raise ValueError(
@@ -150,6 +154,7 @@ def spatial_transformer(x, context, *, mask=None, depth=1, heads=None, head_dim=
     ``heads`` and ``head_dim``. Raises ValueError without a context, or with both or neither of the two.
     """
     _needs_context(context, "spatial_transformer")
+    check_counts(heads=heads, head_dim=head_dim, depth=depth)
     channels = x.shape[channel_axis()]
     heads, head_dim = _split_heads(channels, heads, head_dim)
     y = GroupNorm(groups, epsilon=1e-6, name=role(name, "norm"))(x)

@@ -9,7 +9,7 @@ import keras
 from keras import layers
 
 from unet_keras.nn.blocks import role, silu
-from unet_keras.nn.layers import MeanOfValid, TimestepEmbedding
+from unet_keras.nn.layers import MeanOfValid, TimestepEmbedding, check_counts
 
 
 def two_dense(x, width, *, name=None):
@@ -25,8 +25,9 @@ def timestep(dim=None, *, shift=0.0, cosine_first=True):
     """Condition on the timestep: input ``timestep`` (B,), embedded in ``dim`` sines and cosines, then dense-silu-dense.
 
     ``dim`` is a quarter of the embedding's width unless given. ``shift`` and ``cosine_first`` are the variants in
-    which public checkpoints differ: see ``TimestepEmbedding``.
+    which public checkpoints differ: see ``TimestepEmbedding``. Raises ValueError for a ``dim`` below 1.
     """
+    check_counts(dim=dim)
 
     def condition(width):
         # float32, so that a sampler may ask between two training timesteps; see TimestepEmbedding for the rounding.
@@ -42,10 +43,10 @@ def timestep(dim=None, *, shift=0.0, cosine_first=True):
 def class_label(classes):
     """Condition on a class: input ``label`` (B,), an integer in [0, classes), with one learned vector a class.
 
-    For classifier-free guidance ask for one class more than the data has, and give its index as the null label.
+    For classifier-free guidance ask for one class more than the data has, and give its index as the null label. Raises
+    ValueError for fewer than one.
     """
-    if classes < 1:
-        raise ValueError(f"classes must be 1 or more, got {classes}.")
+    check_counts(classes=classes)
 
     def condition(width):
         label = keras.Input((), dtype="int32", name="label")
@@ -57,8 +58,10 @@ def class_label(classes):
 def vector(numbers, *, name="vector", project=two_dense):
     """Condition on given numbers: input ``name`` (B, numbers), brought to the embedding's width by ``project``.
 
-    ``project`` is called (x, width, name=); ``project=None`` adds them as they are, and they must be as many.
+    ``project`` is called (x, width, name=); ``project=None`` adds them as they are, and they must be as many, or it is
+    a ValueError.
     """
+    check_counts(numbers=numbers)
 
     def condition(width):
         given = keras.Input((numbers,), name=name)

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from unet_keras.nn import fused_norm, one_pass
-from unet_keras.nn.layers import Spatial, check_modulation
+from unet_keras.nn.layers import Spatial, check_counts, check_modulation
 
 serializable = keras.saving.register_keras_serializable("unet_keras")
 
@@ -24,6 +24,7 @@ class GroupNorm(Spatial):
 
     def __init__(self, groups=32, *, epsilon=1e-5, activation=None, **kwargs):
         super().__init__(**kwargs)
+        check_counts(groups=groups)
         self.groups, self.epsilon, self.activation = groups, epsilon, keras.activations.get(activation)
 
     def build(self, x_shape, modulation_shape=None, added_shape=None):

@@ -6,7 +6,7 @@
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from unet_keras.nn.blocks import (
     role,
 )
 from unet_keras.nn.conditions import sequence, timestep
-from unet_keras.nn.layers import channel_axis, near_zero
+from unet_keras.nn.layers import channel_axis, check_counts, near_zero
 
 
 class Level(NamedTuple):
@@ -182,9 +182,11 @@ def build_unet(
     activation    applied to the output, for other uses than diffusion (e.g. "sigmoid" for masks)
 
     Raises ValueError for an input shape of other than three numbers, for empty or malformed levels, for two inputs of
-    one name, and for a context that is none, e.g. an encoder in its place.
+    one name, for a context that is none, e.g. an encoder in its place, and for inputs that no part reads: a context
+    without ``attend``, a condition whose vector no block takes.
     """
     _check_input_shape(input_shape)
+    check_counts(out_channels=out_channels, emb_width=emb_width)
     levels, up_levels = _as_levels(levels, up_levels)
     _check_context(context)
     image = keras.Input(input_shape, name="image")
@@ -217,7 +219,9 @@ def build_unet(
     x = crop_like(x, image, name="head_crop")
     if activation is not None:
         x = layers.Activation(activation, dtype="float32", name="activation")(x)
-    return keras.Model(inputs if len(inputs) > 1 else image, x, name=name)
+    network = keras.Model(inputs if len(inputs) > 1 else image, x, name=name)
+    _check_read(network)
+    return network
 
 
 _default_bridge = bridge
@@ -250,7 +254,21 @@ def _attended(attend, x, context, mask, name):
     return x if attend is None else _with_mask(attend, x, context, mask=mask, name=name)
 
 
+def _check_read(network):
+    """Raise ValueError for inputs that nothing reads: they would be asked for, and make no difference."""
+    nodes = (node for operation in network.operations for node in operation._inbound_nodes)
+    read = {id(tensor) for node in nodes for tensor in node.input_tensors}
+    unread = [tensor.name for tensor in network.inputs if id(tensor) not in read]
+    if unread:
+        raise ValueError(
+            f"Nothing reads the inputs {unread}: a block must take emb for a condition to matter, and an attend, a "
+            "bridge or pool the context. Leave out what is not to be used, e.g. conditions=()."
+        )
+
+
 def _check_input_shape(input_shape):
+    if not isinstance(input_shape, tuple | list):
+        raise ValueError(f"input_shape must be a tuple of three, got {input_shape!r}: give (32, 32, 3), say.")
     good = len(input_shape) == 3 and all(size is None or (isinstance(size, int) and size > 0) for size in input_shape)
     if not good or (None, *input_shape)[channel_axis()] is None:
         order = "(height, width, channels)" if channel_axis() == -1 else "(channels, height, width)"
@@ -269,7 +287,8 @@ def _as_levels(levels, up_levels):
 
 def _as_level(level):
     level = level if isinstance(level, Level) else Level(level)
-    if not isinstance(level.filters, int) or level.filters < 1 or level.depth < 1:
+    whole = isinstance(level.filters, int) and isinstance(level.depth, int)
+    if not whole or level.filters < 1 or level.depth < 1:
         raise ValueError(f"levels must hold positive filter counts or Levels of depth 1 or more, got {level!r}.")
     return level
 
@@ -279,6 +298,9 @@ def _beside(image, inputs, maps):
     if not maps:
         return image
     shape = list(image.shape[1:])
+    if not isinstance(maps, Mapping):
+        raise ValueError(f"maps must be {{name: channels}}, got {maps!r}.")
+    check_counts(**maps)
     for name, channels in maps.items():
         shape[channel_axis()] = channels
         _add_inputs(inputs, {name: keras.Input(shape, name=name)})
@@ -287,12 +309,21 @@ def _beside(image, inputs, maps):
 
 
 def _add_conditions(inputs, conditions, width):
+    if not isinstance(conditions, tuple | list) or not all(map(callable, conditions)):
+        raise ValueError(f"conditions must be a tuple of functions, such as (timestep(),), got {conditions!r:.80}.")
     vectors = []
     for condition in conditions:
-        more, vector = condition(width)
+        more, vector = _declared(condition(width), 2, condition, "condition(width) -> (inputs, vector)")
         _add_inputs(inputs, more)
         vectors.append(vector)
     return vectors
+
+
+def _declared(found, count, function, form):
+    """Check what a condition or context gave: {name: input}, and what is made of them."""
+    if not isinstance(found, tuple | list) or len(found) != count or not isinstance(found[0], Mapping):
+        raise ValueError(f"{function!r:.80} gave {found!r:.80}, not what is wanted, {form}: call it first, perhaps.")
+    return found
 
 
 def _added_up(vectors):
@@ -312,7 +343,12 @@ def _check_context(context):
 def _add_context(inputs, context):
     if context is None:
         return None, None
-    more, text, mask = (context if callable(context) else sequence(*context))()
+    made = context if callable(context) else sequence(*context)
+    try:
+        declared = made()
+    except TypeError as error:
+        raise ValueError(f"context must be a function that takes nothing, got {context!r:.80}: {error}.") from error
+    more, text, mask = _declared(declared, 3, context, "context() -> (inputs, sequence, mask)")
     _add_inputs(inputs, more)
     return text, mask
 
