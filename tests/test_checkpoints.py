@@ -233,6 +233,12 @@ def test_misuse_is_told(folder):
         Checkpoint(folder, IMAGES)
     with pytest.raises(ValueError, match="keep"):
         Checkpoint(folder, keep=0)
+    for options in ({"every": -5}, {"every": "5"}, {"every": np.nan}):
+        with pytest.raises(ValueError, match="every must be seconds"):
+            Checkpoint(folder, **options)
+    for options in ({"every": 0}, {"limit": np.nan}, {"patience": -5}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be above 0"):
+            LossGuard(IMAGES, **options)
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")

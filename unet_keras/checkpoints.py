@@ -38,8 +38,10 @@ class Checkpoint(keras.callbacks.Callback):
 
     def __init__(self, folder, data=None, *, every=300, keep=2):
         super().__init__()
-        if keep < 1:
-            raise ValueError(f"keep must be 1 or more checkpoints, got {keep}.")
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise ValueError(f"keep must be 1 or more checkpoints, a whole number, got {keep!r}.")
+        if not isinstance(every, int | float) or not every >= 0:
+            raise ValueError(f"every must be seconds, 0 or more, got {every!r}.")
         if data is not None and not (isinstance(data, keras.utils.PyDataset) and hasattr(data, "set_epoch")):
             raise ValueError(
                 f"data must be a PyDataset with set_epoch(epoch), got {type(data).__name__}: leave it out."
@@ -181,6 +183,9 @@ class LossGuard(keras.callbacks.Callback):
 
     def __init__(self, example, checkpoint=None, *, every=16, limit=100.0, patience=300):
         super().__init__()
+        for name, value in {"every": every, "limit": limit, "patience": patience}.items():
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value!r}.")
         self.example, self.checkpoint, self.every, self.limit = example, checkpoint, every, limit
         self.zero, self.first = None, None
         self._last, self._left = deque(maxlen=max(patience // 3, 1)), patience

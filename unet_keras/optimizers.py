@@ -91,7 +91,7 @@ class Muon(AdamW):
     and those of fewer than 16 channels in or out are moved by AdamW. What is moved by Muon keeps one moment, not two.
 
     momentum        of the kernels, in Nesterov's form
-    exclude         parts of the paths of variables that AdamW is to move as well, e.g. ("middle",)
+    exclude         parts of the paths of variables that AdamW is to move as well, e.g. ("bridge",)
     options         AdamW's
 
     Raises ValueError for a momentum outside [0, 1), for ``exclude`` that is no list of texts, and, once the variables

@@ -54,6 +54,12 @@ def test_text_comes_before_caption(save, tmp_path, read):
     assert read() == {"a.png": "yes"}
 
 
+def test_a_blank_text_gives_way_to_a_caption(save, tmp_path, read):
+    save("a.png")
+    write_jsonl(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": " ", "caption": "yes"})
+    assert read() == {"a.png": "yes"}
+
+
 def test_names_are_relative_to_their_metadata_file(save, tmp_path, read):
     for name in ("one/a.png", "two/a.png", "two/in/b.png"):
         save(name)

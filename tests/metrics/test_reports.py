@@ -147,3 +147,9 @@ def test_a_csv_gains_columns_and_goes_on_from_an_epoch(tmp_path):
     again = CsvLog(log.path)
     again.on_epoch_end(1, {"loss": np.float32(1.5), "val_loss": 2.25})
     assert log.path.read_text().splitlines() == ["epoch,loss,val_loss", "1,3.0,", "2,1.5,2.25"]
+
+
+@pytest.mark.parametrize("functions", ["fid", metrics.fid, (), ("fid",)])
+def test_functions_to_compare_with_are_functions(functions):
+    with pytest.raises(ValueError, match="functions must be a tuple of functions"):
+        metrics.compared(IMAGES, colours, functions)

@@ -56,6 +56,7 @@ def _text(row, columns, where):
     """Take the text of the first of `columns` in which the row has some."""
     fields = row if isinstance(row, dict) else {}
     texts = [fields[column] for column in columns if isinstance(fields.get(column), str)]
+    texts = [text for text in texts if text.strip()] or texts[:1]  # "" is a caption where there is no other
     if not texts:
         wanted = " or ".join(repr(column) for column in columns)
         raise ValueError(

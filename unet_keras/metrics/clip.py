@@ -3,6 +3,7 @@
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -63,10 +64,16 @@ def _prepared(image, size):
 
 
 def _rows(tokenizer, prompts, length):
-    """Token numbers (N, length): start, the prompt as far as there is room, and end, again and again."""
+    """Token numbers (N, length): start, the prompt as far as there is room, and end, again and again.
+
+    Warns of prompts that are cut.
+    """
     end = tokenizer.end_token_id
-    rows = np.full((len(prompts), length), end, "int32")
+    rows, longest = np.full((len(prompts), length), end, "int32"), 0
     for row, body in zip(rows, tokenizer.tokenize([" ".join(p.lower().split()) for p in prompts]), strict=True):
-        body = [tokenizer.start_token_id, *map(int, body)][: length - 1]
-        row[: len(body)] = body
+        body = [tokenizer.start_token_id, *map(int, body)]
+        longest = max(longest, len(body) + 1)
+        row[: length - 1][: len(body)] = body[: length - 1]
+    if longest > length:
+        warnings.warn(f"Prompts of up to {longest} tokens are cut to CLIP's {length}, marks included.", stacklevel=3)
     return rows

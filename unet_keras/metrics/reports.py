@@ -45,8 +45,11 @@ def compared(reference, extractor, functions: Sequence[Callable] = (fid,), *, ca
     """Make a measure of ``functions`` (real features, fake features) -> figures.
 
     They are ``fid``, ``kid``, ``precision_recall``, or the like. ``reference`` holds the real images (N, H, W, C),
-    uint8, whose features are taken once, now; ``cache`` is a folder that keeps them, see ``features_of``.
+    uint8, whose features are taken once, now; ``cache`` is a folder that keeps them, see ``features_of``. Raises
+    ValueError unless ``functions`` holds functions, one or more.
     """
+    if not isinstance(functions, Sequence) or not functions or not all(map(callable, functions)):
+        raise ValueError(f"functions must be a tuple of functions, such as (fid, kid), got {functions!r:.80}.")
     real = features_of(extractor, reference, cache=cache)
 
     def measure(images):
