@@ -27,7 +27,6 @@ from unet_keras.diffusion.seeds import derived
 from unet_keras.diffusion.timesteps import drawn
 from unet_keras.diffusion.values import Values, pixels
 from unet_keras.diffusion.variance import VLB_WEIGHT, bound, check_channels, halves, learned
-from unet_keras.nn.surgery import settle
 from unet_keras.optimizers import move
 
 TABLES = ("schedule", "prediction", "values", "encoder")
@@ -100,12 +99,12 @@ class DiffusionModel(SampledModel):
         self.train_noise = keras.random.SeedGenerator(derived(self.seed, 0), name="train_noise")
         self.val_noise = keras.random.SeedGenerator(derived(self.seed, 1), name="val_noise")
         self.noise_loss = keras.losses.MeanSquaredError()
-        settle(network)
+        _settle(network)
         self.ema_network = None
         if ema is not None:
             self.ema_network = keras.models.clone_model(network)
             self.ema_network.trainable = False
-            settle(self.ema_network)
+            _settle(self.ema_network)
             self.ema_network.set_weights(network.get_weights())
             self.ema_step = self.add_weight(
                 shape=(), dtype="int32", initializer="zeros", trainable=False, name="ema_step"
@@ -346,3 +345,11 @@ class DiffusionModel(SampledModel):
     def from_config(cls, config):
         parts = {k: keras.saving.deserialize_keras_object(config[k]) for k in ("network", *TABLES) if k in config}
         return cls(**{**config, **parts})
+
+
+def _settle(network: keras.Model) -> None:
+    """Freeze the parts of frozen layers: Keras does when one is set so, not when one is made from its configuration."""
+    for layer in network._flatten_layers(include_self=False):
+        if not layer.trainable:
+            layer.trainable = True  # on TensorFlow, setting what is set already does nothing
+            layer.trainable = False

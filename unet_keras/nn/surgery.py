@@ -32,14 +32,6 @@ def freeze(network: keras.Model, pattern: str) -> list[str]:
     return [layer.name for layer in chosen]
 
 
-def settle(network: keras.Model) -> None:
-    """Freeze the parts of frozen layers: Keras does when one is set so, not when one is made from its configuration."""
-    for layer in network._flatten_layers(include_self=False):
-        if not layer.trainable:
-            layer.trainable = True  # on TensorFlow, setting what is set already does nothing
-            layer.trainable = False
-
-
 def with_channels(
     network: keras.Model, *, image: int | None = None, out: int | None = None, maps: dict[str, int] | None = None
 ) -> keras.Model:
