@@ -15,6 +15,7 @@ from unet_keras import (
     merge_lora,
     save_preset,
     timestep,
+    velocity,
 )
 from unet_keras.nn.blocks import conv
 from unet_keras.nn.lora import adaptable, adapted
@@ -223,6 +224,33 @@ def test_weights_files_presets_and_clones(tmp_path):
     for network, old in ((other.averaged, model.averaged), (clone, model.network), (again, model.network)):
         assert np.array_equal(output_of(network, inputs()), output_of(old, inputs()))
     assert np.allclose(output_of(model.network, inputs()), output_of(model.averaged, inputs()), rtol=0, atol=1e-5)
+
+
+def test_the_network_alone_cannot_be_adapted_where_an_average_is_kept():
+    model = trainer()
+    enable_lora(model.network, layers="/query$")
+    with pytest.raises(ValueError, match="other weights than the average of them: give enable_lora"):
+        model.compile("sgd")
+
+
+def test_sampling_goes_on_when_a_network_is_adapted_half_way():
+    model, ways = trainer(ema=None), []
+    for change in (lambda: None, lambda: enable_lora(model)):
+        frames = model.denoising({"label": [0, 1]}, steps=3, seed=0)
+        next(frames)
+        change()
+        ways.append([numpy_of(frame.x) for frame in frames])
+    np.testing.assert_allclose(*map(np.stack, ways), atol=1e-5)
+
+
+def test_pictures_follow_the_prediction_that_a_model_has_now():
+    model, options = trainer(ema=None), {"steps": 2, "seed": 0}
+    before = model.generate({"label": [0]}, **options)
+    model.prediction = velocity
+    after = model.generate({"label": [0]}, **options)
+    model._steps.clear()
+    np.testing.assert_array_equal(after, model.generate({"label": [0]}, **options))
+    assert (before != after).any()
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
