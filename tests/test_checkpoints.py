@@ -241,7 +241,7 @@ def test_misuse_is_told(folder):
             LossGuard(IMAGES, **options)
 
 
-@pytest.mark.filterwarnings("ignore:Skipping nested container")
+@pytest.mark.filterwarnings("ignore:Skipping nested container", "ignore:Skipping variable loading")
 def test_a_checkpoint_of_a_model_that_means_something_else_is_refused(trained, tmp_path):
     options, adam = {"null": {"label": 2}, "drop": 0.3, "ema": 0.9}, lambda rate=1e-2: keras.optimizers.AdamW(rate)
     decay = keras.optimizers.schedules.CosineDecay(1e-2, 9)
