@@ -229,8 +229,12 @@ def test_a_run_that_reads_captions_is_sampled_by_prompts_exported_and_resumed(ca
     assert cli.main(["sample", "run", "--attention", "w.png", "--count", "1", "--steps", "1", "--out", "w2.png"]) == 2
     assert "--attention needs prompts" in capsys.readouterr().err
     for option in ("--out", "--gif", "--attention"):
-        assert cli.main(["sample", "run", option, "folder/picture"]) == 2
-        assert f"{option} must end as a picture's name does" in capsys.readouterr().err
+        for name in ("folder/picture", "picture.psd"):  # which Pillow reads alone
+            assert cli.main(["sample", "run", option, name]) == 2
+            assert f"{option} must end as a picture's name does" in capsys.readouterr().err
+    assert (
+        cli.main(["sample", "run", "--each", "run/settings.json"]) == 2 and "--each must be" in capsys.readouterr().err
+    )
     assert not (tmp_path / "w2.png").exists()  # refused before anything was sampled
 
 

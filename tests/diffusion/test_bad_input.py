@@ -389,6 +389,85 @@ def test_sample_weights_that_do_not_fit(plain, weight):
     refused(plain, "sample_weight must be 8 finite numbers", IMAGES, sample_weight=weight)
 
 
+@pytest.mark.parametrize("weight", [np.full(8, np.nan), -np.ones(8), np.ones(7)])
+def test_sample_weights_of_batches_that_do_not_fit(plain, weight):
+    batch = IMAGES, None, weight
+    for data in (_Always(batch), (batch for _ in range(1))):
+        refused(plain, "sample_weight must be 8 finite numbers", data)
+
+
+class _Always(keras.utils.PyDataset):
+    """One batch."""
+
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.batch
+
+
+def test_lists_in_batches_are_arrays(labelled):
+    def fitted(batch):
+        model = trainer(4)
+        return model.fit(_Always(batch), verbose=0).history["loss"]
+
+    expected = fitted((IMAGES, LABELS))
+    assert fitted((list(IMAGES), LABELS.tolist())) == fitted((IMAGES, {"label": LABELS.tolist()})) == expected
+
+
+def test_single_batches_are_checked_as_all_data_are(plain, labelled):
+    for step in (plain.train_on_batch, plain.test_on_batch):
+        with pytest.raises(ValueError, match=r"float32 images must lie in \[-1, 1\]"):
+            step(IMAGES.astype("float32"))
+        with pytest.raises(ValueError, match="images hold NaN"):
+            step(HOLED)
+        assert np.isfinite(step(IMAGES, sample_weight=np.ones(8)))
+    for step in (labelled.train_on_batch, labelled.test_on_batch):
+        with pytest.raises(ValueError, match="condition 'label' must lie in 0 ... 3"):
+            step(IMAGES, LABELS + 9)
+        assert np.isfinite(step(IMAGES, LABELS)).all()
+    with pytest.raises(ValueError, match="class_weight is not taken: give sample_weight"):
+        labelled.train_on_batch(IMAGES, LABELS, class_weight={0: 1.0})
+    refused(labelled, "class_weight is not taken", IMAGES, LABELS, class_weight={0: 1.0})
+
+
+@pytest.mark.parametrize("x", [None, "folder", iter([IMAGES]), map(np.asarray, [IMAGES]), (IMAGES, LABELS)])
+def test_what_is_neither_images_nor_batches(labelled, x):
+    refused(labelled, "x must be images, or a dataset or generator of batches", x)
+
+
+def test_what_compile_would_pass_over(plain):
+    model = trainer()
+    for options, message in (
+        ({"loss_weights": [0.5]}, "loss_weights is not taken"),
+        ({"optimizer": None}, "optimizer must be one of Keras's"),
+        ({"loss": keras.losses.MeanSquaredError(reduction=None)}, "loss must average or add up"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.compile(**{"optimizer": "sgd", **options})
+    model.compile("sgd", loss=lambda target, output: keras.ops.mean((target - output) ** 2))
+    refused(model, r"loss must give one number an example, \(B,\), got the shape \(\)", IMAGES)
+    refused(
+        model,
+        "validation_data must be .images, conditions, weights., got 8 parts",
+        IMAGES,
+        validation_data=list(IMAGES),
+    )
+
+
+def test_the_average_stays_frozen_when_all_is_thawed():
+    model = trainer()
+    count = len(model.trainable_variables)
+    model.trainable = False
+    model.trainable = True
+    model.compile("sgd")
+    assert len(model.trainable_variables) == count == len(model.network.trainable_variables)
+
+
 def test_labels_beside_a_dataset(labelled):
     refused(labelled, "come with a dataset's own batches", Batches(IMAGES, LABELS), LABELS)
 

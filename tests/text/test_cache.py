@@ -71,6 +71,16 @@ def test_a_damaged_file_is_made_again(damage, tmp_path):
     assert same(cached(again, tmp_path)(["a", "b"]), Letters()(["a", "b"])) and again.asked == []
 
 
+def test_a_flipped_bit_anywhere_costs_an_encoding_at_most(tmp_path):
+    expected = cached(Letters(), tmp_path)(["a"])
+    (path,) = tmp_path.rglob("*.npz")
+    whole = path.read_bytes()
+    for place in range(len(whole) - 500, len(whole)):  # the archive's own directory among it
+        for bit in (0, 3, 6):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            assert same(cached(Letters(), tmp_path)(["a"]), expected), (place, bit)
+
+
 def test_a_pickle_is_not_read(tmp_path):
     cached(Letters(), tmp_path)(["a"])
     (path,) = tmp_path.rglob("*.npz")

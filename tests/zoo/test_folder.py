@@ -1,36 +1,51 @@
 """Folders as diffusers writes them: read whole or refused with the reason, trained on, written back."""
 
+import inspect
 import json
 import shutil
 
+import diffusers
 import keras
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    TCDScheduler,
+    UNet2DModel,
+)
 from safetensors.numpy import load_file, save_file
 
 from unet_keras import (
     DiffusionModel,
     Level,
+    Values,
     build_unet,
     clean,
+    clipped,
     cosine,
     ddpm_learned,
+    dynamic,
     flow,
     flow_velocity,
     from_preset,
     latents,
     leading,
+    linear,
     noise,
     pixels,
     to_diffusers,
     unclipped,
     velocity,
 )
+from unet_keras.diffusion.schedules import zero_terminal_snr
 from unet_keras.nn.conditions import timestep
 from unet_keras.zoo.diffusers.network import unet_of
-from unet_keras.zoo.diffusers.scheduler import read_schedule
+from unet_keras.zoo.diffusers.scheduler import CLIPPING, FIELDS, VARIANCE_PRESERVING, read_schedule, read_threshold
 
 from .helpers import TINY, assert_same, given, made_of, their_output
 
@@ -245,6 +260,56 @@ def test_schedules_are_those_of_diffusers(scheduler, prediction):
     assert predicts == prediction
 
 
+@pytest.mark.parametrize("field", FIELDS)
+def test_fields_are_those_of_the_classes_that_have_them(field):
+    kinds = {kind: inspect.signature(getattr(diffusers, f"{kind}Scheduler")).parameters for kind in VARIANCE_PRESERVING}
+    assert set(FIELDS[field]) == {kind for kind, taken in kinds.items() if field in taken}
+    if field == "clip_sample":
+        assert set(CLIPPING) == {kind for kind, taken in kinds.items() if field in taken and taken[field].default}
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, HeunDiscreteScheduler, DDPMScheduler, TCDScheduler])
+def test_a_scheduler_made_of_another_keeps_fields_that_mean_nothing_to_it(kind, tmp_path):
+    other = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction", clip_sample=True)
+    made = kind.from_config(other.config)
+    made.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert config["rescale_betas_zero_snr"] and config["clip_sample"]
+    schedule, predicts = read_schedule(config)
+    np.testing.assert_allclose(schedule.alpha**2, made.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-7)
+    assert predicts == velocity
+    assert (read_threshold(config) is clipped) == (kind is not PNDMScheduler)
+    assert read_threshold({"_class_name": "TCDScheduler"}) is unclipped
+
+
+@pytest.mark.parametrize("values", [latents, pixels, Values(True, unclipped), Values(False, clipped)])
+def test_values_come_back(values, written, tmp_path):
+    to_diffusers(DiffusionModel(from_preset(written).network, values=values, ema=None), tmp_path)
+    assert from_preset(tmp_path).values == values == from_preset(tmp_path / "unet").values
+    DDIMScheduler.from_pretrained(tmp_path / "scheduler")  # which passes over our field
+    with pytest.raises(ValueError, match="the threshold must be clipped or unclipped"):
+        to_diffusers(DiffusionModel(from_preset(written).network, values=Values(True, dynamic(0.9))), tmp_path)
+
+
+def test_a_network_of_a_pipeline_is_told_by_its_index(written, tmp_path):
+    shutil.copytree(written, tmp_path / "pipe")
+    (tmp_path / "pipe" / "model_index.json").write_text(json.dumps({"vqvae": ["diffusers", "VQModel"]}))
+    assert not any(from_preset(path).values.bounded for path in (tmp_path / "pipe", tmp_path / "pipe" / "unet"))
+
+
+def test_a_schedule_of_one_timestep_comes_back(written, tmp_path):
+    to_diffusers(DiffusionModel(from_preset(written).network, linear(1, 0.5, 0.5), ema=None), tmp_path)
+    np.testing.assert_allclose(from_preset(tmp_path).schedule.alpha, linear(1, 0.5, 0.5).alpha)
+    with pytest.raises(ValueError, match="two timesteps or more"):
+        zero_terminal_snr(linear(1, 0.5, 0.5))
+
+
+@pytest.mark.parametrize("size", [(8,), "x", True, 0])
+def test_a_size_that_is_none_is_refused(written, size):
+    with pytest.raises(ValueError, match="size must be a number or"):
+        from_preset(written, size=size)
+
+
 @pytest.mark.parametrize("schedule", [cosine(100), unclipped], ids=["cosine", "betas"])
 def test_schedules_come_back(schedule, written, tmp_path):
     model = from_preset(written)
@@ -313,8 +378,9 @@ def test_a_fixed_variance_says_nothing_of_training(learned, kind):
 def test_latents_of_a_learned_variance_are_latents(tmp_path):
     config = TINY["tiny Stable Diffusion"] | {"out_channels": 8, "sample_size": 8}
     made_of(config).save_pretrained(tmp_path / "unet")
-    DDPMScheduler(variance_type="learned_range").save_pretrained(tmp_path / "scheduler")
-    assert from_preset(tmp_path).values == latents
+    for clips in (False, True):  # as theirs does
+        DDPMScheduler(variance_type="learned_range", clip_sample=clips).save_pretrained(tmp_path / "scheduler")
+        assert from_preset(tmp_path).values == Values(False, clipped if clips else unclipped)
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from helpers import normal, numpy_of, output_of
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.numpy import load_file, save_file
 
 from unet_keras import DiffusionModel, enable_lora, latents, load_lora, merge_lora, save_lora, to_diffusers
@@ -242,6 +242,24 @@ def test_unconditional_networks_by_peft_alone(bases, tmp_path):
     again = load_file(tmp_path / "ours" / NAME)
     assert again.keys() == {f"unet.{name}" for name in arrays}
     assert all(np.array_equal(again[f"unet.{name}"], array) for name, array in arrays.items())
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha_pattern": {"to_q": 3}}, {"use_rslora": True}])
+def test_what_peft_itself_writes(bases, tmp_path, options):
+    """Names of its own, and alpha in a file beside."""
+    theirs, inputs = theirs_of(bases["DDPM"]), given(theirs_of(bases["DDPM"]), (8, 8))
+    config = LoraConfig(r=2, lora_alpha=16, target_modules=ATTENTION, **options)
+    theirs = get_peft_model(theirs, config)
+    with_random_weights(theirs).save_pretrained(tmp_path)
+    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        ours = ours_of(bases["DDPM"])
+        load_lora(ours, path)
+        assert_same(theirs, ours, inputs)
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match="no adapter_config.json, where PEFT keeps alpha"):
+        load_lora(ours_of(bases["DDPM"]), tmp_path)
+    with pytest.raises(ValueError, match="scale must be a finite number, got nan"):
+        load_lora(ours_of(bases["DDPM"]), tmp_path, scale=np.nan)
 
 
 # ---- there and back -------------------------------------------------------------------------------------------------

@@ -73,6 +73,8 @@ def sample(arguments) -> None:
     if arguments.count is not None and arguments.count < 1:
         raise ValueError(f"--count must be 1 or more, got {arguments.count}.")
     _check_files(out=arguments.out, gif=arguments.gif, attention=arguments.attention)
+    if arguments.each and arguments.each.exists() and not arguments.each.is_dir():
+        raise ValueError(f"--each must be a folder, and {arguments.each} is a file.")
     path, *prompts = [None, *arguments.given] if arguments.preset else arguments.given or [None]
     model, names, home = opened(arguments.preset, path)
     count = (4 if prompts else 16) if arguments.count is None else arguments.count
@@ -104,7 +106,8 @@ def sample(arguments) -> None:
 def _check_files(**files):
     """Raise ValueError, before minutes of sampling, for a picture's file whose name does not end as one's."""
     for option, file in files.items():
-        if file is not None and Path(file).suffix.lower() not in Image.registered_extensions():
+        kind = Image.registered_extensions().get(Path(file).suffix.lower()) if file is not None else None
+        if file is not None and kind not in Image.SAVE:
             raise ValueError(f"--{option} must end as a picture's name does, in .png for one, got {str(file)!r}.")
 
 

@@ -111,23 +111,27 @@ class Inputs:
 
     def check(self, images, conditions):
         """Raise ValueError unless the arrays fit the network: shapes, dtypes, ranges, no NaN."""
-        images = np.asarray(images)
+        images = to_numpy(images)
         check_shape(images.shape, self.image.shape)
         self.values.check(images)
         for name, value in conditions.items():
-            check_condition(name, np.asarray(value), self.conditions[name], len(images))
+            check_condition(name, to_numpy(value), self.conditions[name], len(images))
 
     def check_element(self, element):
         """Check one batch of a dataset: images, (images, conditions), with a weight, or a dictionary."""
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(as_tuple(element))
+        element = tuple(_arrays(part) for part in as_tuple(element))
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(element)
         try:
             images, conditions = keras.tree.map_structure(to_numpy, self.unpack(x, y))
             self.check(images, conditions)
             self.check_count(len(images))
+            if weight is not None:
+                weight = to_numpy(keras.tree.flatten(weight)[0])
+                check_sample_weight(weight[:, 0] if weight.shape[1:] == (1,) else weight, len(images))
         except ValueError as error:
             self.failure = error
             raise
-        return as_tuple(element)
+        return element
 
     def check_batches(self, x, size):
         """Raise ValueError unless devices can share the batches of arrays, the last one too."""
@@ -146,6 +150,9 @@ class Inputs:
                     "y and sample_weight come with a dataset's own batches: (images, conditions, weights)."
                 )
             return wrap(self, x), None, None
+        if not isinstance(x, dict | list) and not hasattr(x, "shape"):
+            hint = "conditions are y, given separately" if isinstance(x, tuple) else "give a generator for an iterator"
+            raise ValueError(f"x must be images, or a dataset or generator of batches, got {type(x).__name__}: {hint}.")
         images, conditions = self.unpack(self.encoded(x) if isinstance(x, dict) else x, self.encoded(y))
         # Keras would take a list for several inputs.
         images, conditions = _array(images), {name: _array(value) for name, value in conditions.items()}
@@ -236,6 +243,13 @@ def is_array(x):
 
 def _array(x):
     return np.asarray(x) if isinstance(x, list | tuple) else x
+
+
+def _arrays(part):
+    """A batch's images or conditions, lists of numbers as arrays: Keras would take a list for several inputs."""
+    if isinstance(part, dict):
+        return {name: _arrays(value) for name, value in part.items()}
+    return np.asarray(part) if isinstance(part, list) and part else part
 
 
 def as_tuple(element):

@@ -133,6 +133,8 @@ class DiffusionModel(SampledModel):
         "mixed_float16" is fine), and for what Keras cannot do on several devices.
         """
         check_channels(self.network)
+        if self.ema_network is not None:
+            self.ema_network.trainable = False  # what was set for the whole model was set for the average as well
         optimizer = keras.optimizers.get(optimizer)
         check_compiled(self, optimizer, kwargs)
         self._train = together(self, self._train)
@@ -179,6 +181,7 @@ class DiffusionModel(SampledModel):
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         images, conditions = self.named_inputs.unpack(x, y)
+        images, conditions = keras.tree.map_structure(ops.convert_to_tensor, (images, conditions))  # of *_on_batch
         clean = self.values.given(images)
         count, *shape = ops.shape(clean)
         share = share_of(count)
@@ -278,12 +281,16 @@ class DiffusionModel(SampledModel):
         Raises ValueError where they do not fit the network, before any training; for a dataset, before the batch at
         fault is trained on.
         """
+        if is_array(x) and kwargs.get("class_weight") is not None:
+            raise ValueError("class_weight is not taken: give sample_weight, a number for each image.")
         if hasattr(x, "set_epoch"):  # it shuffles itself, and may read ahead what comes next in its own order
             kwargs.setdefault("shuffle", False)
         x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
         self.named_inputs.check_batches(x, batch_size)
         if validation_data is not None:
             held = validation_data if isinstance(validation_data, tuple | list) else (validation_data,)
+            if not 1 <= len(held) <= 3:
+                raise ValueError(f"validation_data must be (images, conditions, weights), got {len(held)} parts.")
             held = self.named_inputs.prepare(*held)
             self.named_inputs.check_batches(held[0], kwargs.get("validation_batch_size") or batch_size)
             validation_data = held[0] if held[1] is None and held[2] is None and not is_array(held[0]) else held
@@ -293,6 +300,18 @@ class DiffusionModel(SampledModel):
             kwargs.setdefault("shuffle", False)  # or Keras warns that its own default does nothing
         options = {"validation_data": validation_data, "sample_weight": sample_weight, **kwargs}
         return self._guarded(super().fit, x, y, batch_size=batch_size, epochs=epochs, **options)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, **kwargs):
+        """Train on one batch, of what ``fit`` takes as arrays, and checked as there."""
+        if class_weight is not None:
+            raise ValueError("class_weight is not taken: give sample_weight, a number for each image.")
+        x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
+        return super().train_on_batch(x, y, sample_weight, **kwargs)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """Compute the loss on one batch, of what ``evaluate`` takes as arrays, and checked as there."""
+        x, y, sample_weight = self.named_inputs.prepare(x, y, sample_weight)
+        return super().test_on_batch(x, y, sample_weight, **kwargs)
 
     def evaluate(self, x=None, y=None, *, sample_weight=None, **kwargs):
         """Compute the loss on held-out images with the averaged weights, and with the same noise at every call.

@@ -46,6 +46,10 @@ def check_compiled(model, optimizer, options: dict):
     """Raise ValueError for what ``compile`` cannot train with."""
     if options.get("metrics") or options.get("weighted_metrics"):
         raise ValueError("metrics are not taken by DiffusionModel.compile: use a callback, or validation's loss.")
+    if options.get("loss_weights") is not None:
+        raise ValueError("loss_weights is not taken: give DiffusionModel a weight for each timestep, or sample_weight.")
+    if optimizer is None:
+        raise ValueError("optimizer must be one of Keras's, got None.")
     if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
         raise ValueError("optimizer has use_ema=True: leave it off and use DiffusionModel(..., ema=0.999).")
     if model.ema_network is not None:

@@ -183,11 +183,14 @@ def flow(steps: int = 1000) -> Schedule:
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """Shift and scale alpha so that the last timestep is pure noise (Lin et al. 2024, algorithm 1).
 
-    A schedule that ends in pure noise is left as it is. Raises ValueError for another that does not preserve variance.
+    A schedule that ends in pure noise is left as it is. Raises ValueError for another that does not preserve variance,
+    and for one of a single timestep.
     """
     first, last = schedule.alpha[0], schedule.alpha[-1]
     if last == 0:
         return schedule
+    if len(schedule) == 1:
+        raise ValueError("schedule must have two timesteps or more: the only one stays where the first is to stay.")
     off = np.abs(schedule.alpha**2 + schedule.sigma**2 - 1.0).max()
     if off > 1e-6:
         raise ValueError(

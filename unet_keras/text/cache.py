@@ -17,6 +17,9 @@ import numpy as np
 from unet_keras.text.encoder import check_prompts
 
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+UNREADABLE += (RuntimeError,)  # an archive that is said to be encrypted
+NAMES = "_names"
+"""What a file holds beside the conditions: how they are called, so that one that is lost is missed."""
 
 
 def cached(encoder, folder) -> "CachedEncoder":
@@ -85,7 +88,8 @@ def _read(path):
         return None
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files} or None
+            row = {name: arrays[name] for name in arrays[NAMES].tolist()}
+            return row if {*row, NAMES} == set(arrays.files) else None
     except UNREADABLE:
         return None
 
@@ -95,7 +99,7 @@ def _write(path, row):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
         try:
-            np.savez(file, **row)
+            np.savez(file, **row, **{NAMES: np.array(list(row))})
             file.flush()
         except BaseException:
             os.unlink(file.name)

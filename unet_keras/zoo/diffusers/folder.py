@@ -8,7 +8,6 @@ from pathlib import Path
 
 import keras
 
-from unet_keras.diffusion.guidance import clipped, unclipped
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.diffusion.values import Values, latents
 from unet_keras.files import Tensors, download, read_json
@@ -18,7 +17,13 @@ from unet_keras.zoo.diffusers import weights
 from unet_keras.zoo.diffusers.config import CONDITIONAL, complete
 from unet_keras.zoo.diffusers.describe import config_of
 from unet_keras.zoo.diffusers.network import SIZES, unet_of
-from unet_keras.zoo.diffusers.scheduler import check_variance, read_schedule, read_threshold, scheduler_config
+from unet_keras.zoo.diffusers.scheduler import (
+    check_variance,
+    read_bounded,
+    read_schedule,
+    read_threshold,
+    scheduler_config,
+)
 from unet_keras.zoo.saved import check_memory, told
 
 STEM = "diffusion_pytorch_model"
@@ -56,10 +61,12 @@ def from_folder(
 
     Raises ValueError where a file is missing, cut off or does not fit the others: it says which.
     """
+    _check_size(size)
     path = Path(path)
     folder = path / "unet" if (path / "unet").is_dir() else path
     config = read_json(folder / "config.json")
-    index = read_json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
+    indices = (place / "model_index.json" for place in (path, folder.parent))
+    index = next((read_json(place) for place in indices if place.is_file()), {})
     full = told(folder / "config.json", complete, config)
     # Stable Diffusion XL's refiner is told an aesthetic score in place of the target's size.
     sizes = 5 if index.get("requires_aesthetics_score") else SIZES
@@ -72,6 +79,14 @@ def from_folder(
         _load(network, tensors)
     fill_rest(network)
     return told(path, DiffusionModel, network, **options)
+
+
+def _check_size(size):
+    """Raise ValueError for what is no number, and no two, of pixels."""
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    whole = (side is None or (isinstance(side, int) and not isinstance(side, bool) and side > 0) for side in sides)
+    if len(sides) != 2 or not all(whole):
+        raise ValueError(f"size must be a number or (height, width), got {size!r}.")
 
 
 def _load(network, tensors):
@@ -105,7 +120,8 @@ def _of_scheduler(path, folder, config, has_codec):
     schedule, prediction = told(found, read_schedule, scheduler)
     threshold = told(found, read_threshold, scheduler)
     told(found, check_variance, scheduler, (config["in_channels"], config["out_channels"]))
-    values = Values(not latent, clipped if threshold is clipped and not latent else unclipped)
+    bounded = told(found, read_bounded, scheduler)
+    values = Values(not latent if bounded is None else bounded, threshold)
     return {"schedule": schedule, "prediction": prediction, "values": values}
 
 

@@ -4,6 +4,7 @@
     unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight    (out, rank) or (out, rank, 1, 1)
 
 alpha stands in the file's metadata, as PEFT's configuration, or in tensors beside; where it does not, it is the rank.
+PEFT itself writes ``adapter_model.safetensors``, of other names, and its configuration as a file beside.
 """
 
 import json
@@ -16,12 +17,13 @@ import keras
 import numpy as np
 
 from unet_keras.diffusion.model import DiffusionModel
-from unet_keras.files import Tensors
+from unet_keras.files import Tensors, json_object, read_json
 from unet_keras.lora import adapt, network_of
 from unet_keras.nn.lora import Factors, adaptable, adapted, check_plain
 from unet_keras.zoo.diffusers.names import kernel_to_ours, places, to_theirs
 
-STEM = "pytorch_lora_weights"
+STEM, PEFT_STEM, PEFT_CONFIG = "pytorch_lora_weights", "adapter_model", "adapter_config.json"
+PEFT_PREFIX = "base_model.model."
 METADATA = "lora_adapter_metadata"
 SIDES = ("lora_A.weight", "lora_B.weight")
 PREFIX = "unet."
@@ -44,13 +46,17 @@ OLDER = [
 def load_lora(model: keras.Model, path: str | os.PathLike, scale: float = 1.0) -> list[str]:
     """Adapt a DiffusionModel or a network as a LoRA file of diffusers says, ready to use or to train on.
 
-    ``path`` is the file, or the folder of ``pytorch_lora_weights.safetensors``; ``scale`` multiplies what it adds.
-    Returns the paths of the adapted layers; everything else is frozen, as by ``enable_lora``.
+    ``path`` is the file, or the folder of ``pytorch_lora_weights.safetensors``, or PEFT's own, of
+    ``adapter_model.safetensors`` and ``adapter_config.json``; ``scale`` multiplies what it adds. Returns the paths of
+    the adapted layers; everything else is frozen, as by ``enable_lora``.
 
-    Raises ValueError, and changes nothing, unless each tensor of the file is used and all shapes agree (it lists both
-    sides), for a model that has LoRA already, and for a network that diffusers has no names for.
+    Raises ValueError, and changes nothing, for a scale that is no finite number, unless each tensor of the file is used
+    and all shapes agree (it lists both sides), for a model that has LoRA already, and for a network that diffusers has
+    no names for.
     """
     check_plain(network_of(model))
+    if not isinstance(scale, int | float) or not np.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, got {scale!r}.")
     tensors = _tensors(Path(path))
     names = _now_called(tensors)
     table, known = _by_module(network_of(model)), adaptable(network_of(model))
@@ -61,7 +67,7 @@ def load_lora(model: keras.Model, path: str | os.PathLike, scale: float = 1.0) -
     faults = _faults(tensors, modules, table, known)
     if faults:
         raise ValueError(f"{path}: the LoRA does not fit the network. {' '.join(faults)}")
-    alpha_of = _alphas(tensors.metadata)
+    alpha_of = _alphas(tensors, known="alpha" in {side for parts in modules.values() for side in parts})
     plan, values = {}, {}
     for module, parts in modules.items():
         a, b = (tensors[parts[side]].astype("float32") for side in SIDES)
@@ -77,7 +83,8 @@ def load_lora(model: keras.Model, path: str | os.PathLike, scale: float = 1.0) -
 
 def _tensors(path):
     if path.is_dir():
-        return Tensors(path, STEM)
+        ours = (path / f"{STEM}.safetensors").is_file() or not (path / f"{PEFT_STEM}.safetensors").is_file()
+        return Tensors(path, STEM if ours else PEFT_STEM)
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(f"{path} is no safetensors file, nor a folder with {STEM}.safetensors.")
     return Tensors(path.parent, path.stem)
@@ -134,13 +141,16 @@ def _fits(a, b, kernel, halves):
     return part.shape == (*kernel[:-1], a[0]) and b[0] == halves * kernel[-1]
 
 
-def _alphas(metadata):
-    """Read PEFT's configuration: a function from a module's name and rank to alpha."""
-    try:
-        config = json.loads(metadata.get(METADATA, "{}"))
-        config = {key.removeprefix(PREFIX): value for key, value in config.items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"The file's {METADATA} is no JSON object: {error}.") from error
+def _alphas(tensors, known):
+    """Read PEFT's configuration: a function from a module's name and rank to alpha. ``known``: tensors say alpha."""
+    beside = Path(tensors.folder) / PEFT_CONFIG
+    if METADATA not in tensors.metadata and any(name.startswith(PEFT_PREFIX) for name in tensors) and not known:
+        if not beside.is_file():
+            raise ValueError(f"{tensors.folder} has no {PEFT_CONFIG}, where PEFT keeps alpha: put it beside the file.")
+        config = read_json(beside)
+    else:
+        config = json_object(tensors.metadata.get(METADATA, "{}"), f"The file's {METADATA}")
+    config = {key.removeprefix(PREFIX): value for key, value in config.items()}
     patterns, usual = config.get("alpha_pattern") or {}, config.get("lora_alpha")
 
     def alpha_of(module, rank):

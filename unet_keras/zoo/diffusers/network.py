@@ -219,6 +219,12 @@ def _one_dense(x, width, *, name):
 def _context(config):
     if config["_class_name"] != CONDITIONAL:
         return None
+    kinds = [*config["down_block_types"], config["mid_block_type"], *config["up_block_types"]]
+    if not any("CrossAttn" in str(kind) for kind in kinds):
+        raise ValueError(
+            "down_block_types, mid_block_type and up_block_types hold no block that reads a context (CrossAttn...): a "
+            "conditional network without one is not read. As a UNet2DModel it would be."
+        )
     width = config["cross_attention_dim"]
     width = width[0] if isinstance(width, tuple) else width
     given = config["encoder_hid_dim"]

@@ -25,8 +25,23 @@ VARIANCE_PRESERVING = (
     "DPMSolverMultistepInverse", "DPMSolverSinglestep", "DPMSolverSDE", "DEISMultistep", "UniPCMultistep", "LCM", "TCD",
     "SASolver",
 )  # fmt: skip
-CLIPPING = ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "LCM", "TCD")
-"""The classes that have ``clip_sample``, true unless a file says otherwise; for LCM it is false."""
+CLIPPING = ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse")
+"""The classes that clip the clean estimate unless a file says otherwise."""
+
+FIELDS = {
+    "clip_sample": (*CLIPPING, "HeunDiscrete", "LCM", "TCD"),
+    "rescale_betas_zero_snr": (
+        *CLIPPING, "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep", "LCM", "TCD",
+    ),
+    "thresholding": (
+        "DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DPMSolverMultistep", "DPMSolverMultistepInverse",
+        "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "LCM", "TCD", "SASolver",
+    ),
+}  # fmt: skip
+"""The classes that have a field. A file made from another class's keeps that one's fields, which its own ignores."""
+
+VALUES = "_unet_keras_values"
+"""A field of ours, which theirs passes over: "pixels" or "latents"."""
 
 NARROW = ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverSDE", "LCM", "TCD")
 """The classes whose betas go from 0.00085 to 0.012 unless a file says otherwise; the others' from 0.0001 to 0.02."""
@@ -60,7 +75,7 @@ def read_schedule(config: dict) -> tuple[Schedule, Prediction]:
         schedule = SHAPES[shape](steps, start, end)
     else:
         raise ValueError(f"beta_schedule={shape!r} is not known: it must be one of {[*SHAPES, 'squaredcos_cap_v2']}.")
-    if config.get("rescale_betas_zero_snr"):
+    if _field(config, "rescale_betas_zero_snr"):
         schedule = zero_terminal_snr(schedule)
     predicted = config.get("prediction_type", "epsilon")
     if not isinstance(predicted, str) or predicted not in PREDICTIONS:
@@ -73,12 +88,11 @@ def read_threshold(config: dict):
 
     Raises ValueError for a range other than [-1, 1], and for dynamic thresholding, which is asked for when sampling.
     """
-    kind = _kind(config)
-    if config.get("thresholding"):
+    if _field(config, "thresholding"):
         raise ValueError(
             "thresholding=True is not read: set it to false, and ask generate(..., threshold=dynamic()) for it."
         )
-    clip = config.get("clip_sample", kind in CLIPPING and kind != "LCM")
+    clip = _field(config, "clip_sample", _kind(config) in CLIPPING)
     if clip and config.get("clip_sample_range", 1.0) != 1.0:
         raise ValueError(f"clip_sample_range={config['clip_sample_range']} is not supported: it must be 1.")
     return clipped if clip else unclipped
@@ -99,6 +113,19 @@ def check_variance(config: dict, channels: tuple[int, int]):
         )
 
 
+def read_bounded(config: dict) -> bool | None:
+    """Tell whether images are pixels, where a file of ours says so. Raises ValueError for what it cannot say."""
+    said = config.get(VALUES)
+    if said not in (None, "pixels", "latents"):
+        raise ValueError(f"{VALUES}={said!r:.100} must be 'pixels' or 'latents'.")
+    return None if said is None else said == "pixels"
+
+
+def _field(config, name, default=None):
+    """Give a field, where the class has it."""
+    return config.get(name, default) if _kind(config) in FIELDS[name] else default
+
+
 def _kind(config):
     name = str(config.get("_class_name"))
     kind = name.removesuffix("Scheduler")
@@ -113,9 +140,14 @@ def scheduler_config(model) -> dict:
 
     Where the network learned the variance it is a DDPMScheduler's, which uses it.
 
-    Raises ValueError where theirs cannot say it: a prediction of another kind, or variance that is not preserved.
+    Raises ValueError where theirs cannot say it: a prediction of another kind, variance that is not preserved, or
+    another threshold than ``clipped`` and ``unclipped``.
     """
     schedule = model.schedule
+    if model.values.threshold not in (clipped, unclipped):
+        raise ValueError(
+            f"diffusers' schedulers cannot say {model.values!r:.100}: the threshold must be clipped or unclipped."
+        )
     named = [name for name, prediction in PREDICTIONS.items() if prediction == model.prediction]
     if not named:
         raise ValueError(f"diffusers' schedulers cannot say this prediction: it must be one of {list(PREDICTIONS)}.")
@@ -130,6 +162,7 @@ def scheduler_config(model) -> dict:
         **_betas(schedule),
         "prediction_type": named[0],
         "clip_sample": model.values.threshold is clipped,
+        VALUES: "pixels" if model.values.bounded else "latents",
         "steps_offset": 0,
         "timestep_spacing": "trailing",
     }
@@ -144,7 +177,7 @@ def _betas(schedule):
         {"beta_schedule": "squaredcos_cap_v2"},
     ]
     for fields in named:
-        for rescaled in ({}, {"rescale_betas_zero_snr": True}):
+        for rescaled in ({}, {"rescale_betas_zero_snr": True})[: 2 if steps > 1 else 1]:
             asked = {"_class_name": "DDIMScheduler", "num_train_timesteps": steps, **fields, **rescaled}
             if np.allclose(read_schedule(asked)[0].alpha, schedule.alpha, rtol=0, atol=1e-9):
                 return {**fields, **rescaled}
