@@ -334,7 +334,7 @@ QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
         (lambda path: path.rename(path.with_suffix(".bin")), "is no safetensors file"),
         (
             lambda path: save_file(load_file(path), path, {"lora_adapter_metadata": "{"}),
-            "lora_adapter_metadata is no JSON object",
+            "lora_adapter_metadata (is no JSON|must hold an object)",
         ),
     ],
 )

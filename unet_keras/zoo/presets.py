@@ -104,10 +104,9 @@ def preset_facts(name: str | os.PathLike) -> dict:
 
 def _array(variable, dtype):
     """A weight as NumPy has it, floats as ``dtype``."""
-    floats = "float" in keras.backend.standardize_dtype(variable.dtype)
-    variable = keras.ops.cast(variable, "float32") if floats else variable  # NumPy itself knows no bfloat16
     array = keras.ops.convert_to_numpy(variable)
-    return array.astype(dtype) if floats else array
+    # By name, for to NumPy bfloat16 is no float.
+    return array.astype(dtype) if "float" in keras.backend.standardize_dtype(variable.dtype) else array
 
 
 def save_preset(model, folder: str | os.PathLike, *, about: dict | None = None, dtype: str = "float16") -> Path:

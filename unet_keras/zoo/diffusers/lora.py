@@ -143,13 +143,14 @@ def _fits(a, b, kernel, halves):
 
 def _alphas(tensors, known):
     """Read PEFT's configuration: a function from a module's name and rank to alpha. ``known``: tensors say alpha."""
-    beside = Path(tensors.folder) / PEFT_CONFIG
-    if METADATA not in tensors.metadata and any(name.startswith(PEFT_PREFIX) for name in tensors) and not known:
-        if not beside.is_file():
-            raise ValueError(f"{tensors.folder} has no {PEFT_CONFIG}, where PEFT keeps alpha: put it beside the file.")
-        config = read_json(beside)
-    else:
-        config = json_object(tensors.metadata.get(METADATA, "{}"), f"The file's {METADATA}")
+    folder, config = Path(tensors.folder), {}
+    theirs = any(name.startswith(PEFT_PREFIX) for name in tensors)
+    if METADATA in tensors.metadata:
+        config = json_object(tensors.metadata[METADATA], f"The file's {METADATA}")
+    elif theirs and (folder / PEFT_CONFIG).is_file():
+        config = read_json(folder / PEFT_CONFIG)
+    elif theirs and not known and (folder / f"{PEFT_STEM}.safetensors").is_file():
+        raise ValueError(f"{folder} has no {PEFT_CONFIG}, where PEFT keeps alpha: put it beside the file.")
     config = {key.removeprefix(PREFIX): value for key, value in config.items()}
     patterns, usual = config.get("alpha_pattern") or {}, config.get("lora_alpha")
 
