@@ -18,7 +18,8 @@ from .helpers import network, pixels
 
 def stateful(x, filters, emb=None, *, name=None):
     """A block with two seeded Dropouts and moving statistics."""
-    told = layers.Reshape((1, 1, filters), name=role(name, "told"))(layers.Dense(filters, name=role(name, "dense"))(emb))
+    told = layers.Dense(filters, name=role(name, "dense"))(emb)
+    told = layers.Reshape((1, 1, filters), name=role(name, "told"))(told)
     x = layers.Add(name=role(name, "add"))([conv(x, filters, name=role(name, "conv")), told])
     x = layers.Dropout(0.3, seed=4, name=role(name, "drop1"))(x)
     x = layers.BatchNormalization(momentum=0.5, name=role(name, "norm"))(x)
