@@ -64,3 +64,10 @@ def test_diffusers_opens_what_we_write(name, tmp_path):
     to_diffusers(DiffusionModel(ours, cosine(), ema=None), tmp_path / "back")
     kind = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}[config["_class_name"]]
     assert_same(kind.from_pretrained(tmp_path / "back" / "unet"), ours, inputs)
+
+
+def test_a_conditional_network_that_reads_no_context_is_refused(tmp_path):
+    plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    made_of({**TINY["tiny Stable Diffusion"], **plain, "mid_block_type": "UNetMidBlock2D"}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="hold no block that reads a context .*As a UNet2DModel it would be"):
+        unet_of(json.loads((tmp_path / "config.json").read_text()))
