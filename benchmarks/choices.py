@@ -25,7 +25,7 @@ from unet_keras.zoo import ddpm_cifar10
 
 
 def plain_attention(q, k, v, mask):
-    return ops.dot_product_attention(q, k, v, mask=mask)
+    return ops.dot_product_attention(q, k, v, mask=mask, scale=1.0)  # q is scaled already
 
 
 def only_linear(x, numbers=None, extra=0, _pays=one_pass.pays):

@@ -99,6 +99,8 @@ def test_a_linear_layer_is_keras_own(activation, fused):
     mine.set_weights(theirs.get_weights())
     for x in (X, X[:, 0]):
         np.testing.assert_allclose(numpy_of(mine(x)), numpy_of(theirs(x)), atol=1e-5)
+        if activation is None:
+            np.testing.assert_allclose(numpy_of(mine(x, scale=0.3)), 0.3 * numpy_of(theirs(x)), atol=1e-5)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(mine))
     assert type(again) is Linear and again.get_config() == mine.get_config()
 

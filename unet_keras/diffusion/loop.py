@@ -161,7 +161,7 @@ class Written:
 
     def outdated(self) -> bool:
         """Tell whether a variable has another value by now."""
-        return any(value.tobytes() != ops.convert_to_numpy(variable).tobytes() for variable, value in self.values)
+        return any(value.tobytes() != variable.value.numpy().tobytes() for variable, value in self.values)
 
 
 def _pays(variables):

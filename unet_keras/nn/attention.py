@@ -49,7 +49,9 @@ class Attention(layers.Layer):
     def look(self, x, context=None, context_mask=None):
         """Give the layer's output, and what ``shares`` makes the attention's weights of."""
         source = x if context is None else context
-        q, k, v = (self.split(f(y)) for f, y in ((self.query, x), (self.key, source), (self.value, source)))
+        # What the fused kernel does to the scores is done to Q where there is none, at the price of a small kernel.
+        q = self.query(x, scale=None if has_kernel() else 1 / math.sqrt(self.head_dim))
+        q, k, v = map(self.split, (q, self.key(source), self.value(source)))
         if context_mask is None:
             return self.out(self.merge(attended(q, k, v))), (q, k, None)
         mask = ops.cast(context_mask, "bool")
@@ -62,7 +64,7 @@ class Attention(layers.Layer):
     def shares(self, q, k, mask):
         """softmax(Q K' / sqrt(d)) averaged over the heads, (B, N, L) float32: the fused kernel keeps it to itself."""
         q, k = (ops.transpose(ops.cast(v, "float32"), (0, 2, 1, 3)) for v in (q, k))
-        scores = ops.matmul(q, ops.swapaxes(k, -1, -2)) / math.sqrt(self.head_dim)
+        scores = ops.matmul(q, ops.swapaxes(k, -1, -2)) / (math.sqrt(self.head_dim) if has_kernel() else 1.0)
         if mask is None:
             return ops.mean(ops.softmax(scores), axis=1)
         mask = mask[:, None, None, :]
@@ -92,18 +94,26 @@ class Attention(layers.Layer):
         return {r: {k: getattr(d, k) for k in keys} for r, d in maps.items() if isinstance(d, LoraLinear)}
 
 
+def has_kernel() -> bool:
+    """Tell whether attention is computed by the backend's fused kernel, which TensorFlow's CPUs have none of."""
+    return keras.backend.backend() != "tensorflow" or _on_gpu()
+
+
+def _on_gpu() -> bool:
+    return keras.distribution.list_devices()[0].startswith("gpu")
+
+
 def attended(q, k, v, mask=None):
     """softmax(Q K' / sqrt(d)) V of (B, N, heads, d) in the backend's fused kernel.
 
-    TensorFlow has none: on its CPUs some queries' scores are taken at a time, see ``_in_pieces``. On JAX in float16 the
-    kernel takes a product that XLA has on GPUs alone; elsewhere it is computed in float32.
+    TensorFlow's CPUs have none: there some queries' scores are taken at a time, of Q that is scaled already, see
+    ``_in_pieces``. On JAX in float16 the kernel takes a product that XLA has on GPUs alone; elsewhere it is computed in
+    float32.
     """
-    backend = keras.backend.backend()
-    if backend == "torch" or keras.distribution.list_devices()[0].startswith("gpu"):
-        return ops.dot_product_attention(q, k, v, mask=mask)
-    if backend == "tensorflow":
+    if not has_kernel():
         return _in_pieces(q, k, v, mask)
-    if keras.backend.standardize_dtype(v.dtype) == "float16":
+    half = keras.backend.standardize_dtype(v.dtype) == "float16"
+    if half and keras.backend.backend() == "jax" and not _on_gpu():
         q, k, v = (ops.cast(x, "float32") for x in (q, k, v))
         return ops.cast(ops.dot_product_attention(q, k, v, mask=mask), "float16")
     return ops.dot_product_attention(q, k, v, mask=mask)
@@ -112,7 +122,7 @@ def attended(q, k, v, mask=None):
 def _in_pieces(q, k, v, mask):
     """The same by formula, for 256 queries at a time: their scores are read again before they have left the caches."""
     dtype = keras.backend.standardize_dtype(q.dtype)
-    q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q * (1 / math.sqrt(q.shape[-1])), k, v))
+    q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q, k, v))
     k = ops.swapaxes(k, -1, -2)
 
     def looked(piece):

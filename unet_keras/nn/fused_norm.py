@@ -14,9 +14,9 @@ from keras import ops
 from unet_keras.nn.one_pass import bits, compiled, is_bfloat16, narrowed, widened
 
 ACTIVATIONS = ("linear", "silu")
-BLOCK, LEFT = 8, 32
+BLOCK, LEFT, ALL = 8, 32, 64
 """The most neighbouring pixels that are added up one by one, and what must be more than is left then, or XLA sums one
-number after the other."""
+number after the other; of a map alone so many are all added up, and none left."""
 
 
 def normalize(x, gamma, beta, added, *, groups: int, epsilon: float, activation: str):
@@ -94,6 +94,7 @@ def _totals(part, *maps):
 
     pixels, channels = _pixels(maps[0]), maps[0].shape[-1]
     block = max(n for n in range(1, BLOCK + 1) if pixels % n == 0 and (n == 1 or pixels // n > LEFT))
+    block = pixels if len(maps) == 1 and LEFT < pixels <= ALL else block
     cut = (tf.unstack(tf.reshape(bits(v), (-1, pixels // block, block, channels)), axis=2) for v in maps)
     pairs = [tf.complex(*part(*map(widened, pieces))) for pieces in zip(*cut, strict=True)]
     return tf.reduce_sum(sum(pairs), axis=1)

@@ -13,12 +13,17 @@ NUMBERS = 2**19
 
 @serializable
 class Linear(layers.Dense):
-    """Dense; of sequences (B, N, C) on TensorFlow's CPUs as a 1x1 convolution, whose kernel adds the bias at once."""
+    """Dense; of sequences (B, N, C) on TensorFlow's CPUs as a 1x1 convolution, whose kernel adds the bias at once.
 
-    def call(self, inputs, training=None):
+    ``scale``, where a layer without activation is called, multiplies its output; there K and b instead, being smaller.
+    """
+
+    def call(self, inputs, training=None, scale=None):
         if not (self.use_bias and pays(inputs, self.units)):
-            return super().call(inputs, training=training)
-        y = convolved(inputs, self.kernel, self.bias)
+            y = super().call(inputs, training=training)
+            return y if scale is None else y * scale
+        kernel, bias = (v if scale is None else v * scale for v in (self.kernel, self.bias))
+        y = convolved(inputs, kernel, bias)
         return y if self.activation is None else self.activation(y)
 
 
