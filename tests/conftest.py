@@ -32,6 +32,19 @@ RUN_ONCE = [
 collect_ignore = [] if keras.backend.backend() == "torch" else RUN_ONCE
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Let JAX compile the same program once, for all processes: most tests run the same few tiny networks."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        folder = tmp_path_factory.getbasetemp()
+        folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(autouse=True)
 def same_start():
     """Seed every generator, and undo what a test does to Keras's settings."""

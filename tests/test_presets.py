@@ -167,6 +167,7 @@ def test_the_shipped_preset_reads_colours():
     assert red[0] > red[2] + 60 and blue[2] > blue[0] + 60
 
 
+@pytest.mark.once
 def test_the_shipped_preset_has_the_network_that_the_command_line_trains():
     model, about = from_preset("emoji-32"), preset_facts("emoji-32")
     conditions = (timestep(), class_label(len(about["class_names"]) + 1))

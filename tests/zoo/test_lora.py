@@ -82,7 +82,10 @@ def differ(theirs, plain, inputs):
 # ---- theirs in ours -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["", "unet."], ids=["of the network", "of the pipeline"])
+@pytest.mark.parametrize(
+    "prefix",
+    [pytest.param("", id="of the network", marks=pytest.mark.once), pytest.param("unet.", id="of the pipeline")],
+)
 @pytest.mark.parametrize(
     ("base", "config"),
     [
@@ -244,6 +247,7 @@ def test_unconditional_networks_by_peft_alone(bases, tmp_path):
     assert all(np.array_equal(again[f"unet.{name}"], array) for name, array in arrays.items())
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("options", [{}, {"alpha_pattern": {"to_q": 3}}, {"use_rslora": True}])
 def test_what_peft_itself_writes(bases, tmp_path, options):
     """Names of its own, and alpha in a file beside."""
