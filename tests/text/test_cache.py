@@ -81,6 +81,19 @@ def test_a_flipped_bit_anywhere_costs_an_encoding_at_most(tmp_path):
             assert same(cached(Letters(), tmp_path)(["a"]), expected), (place, bit)
 
 
+def test_a_file_that_lost_an_array_is_made_again(tmp_path):
+    """As where a bit of the archive's directory is flipped that says how long one of its entries is."""
+    expected = cached(Letters(), tmp_path)(["a"])
+    (path,) = tmp_path.rglob("*.npz")
+    with np.load(path) as file:
+        arrays = dict(file)
+    assert len(arrays) == 4
+    for lost in arrays:
+        np.savez(path, **{name: array for name, array in arrays.items() if name != lost})
+        again = Letters()
+        assert same(cached(again, tmp_path)(["a"]), expected) and again.asked == [["a"]], lost
+
+
 def test_a_pickle_is_not_read(tmp_path):
     cached(Letters(), tmp_path)(["a"])
     (path,) = tmp_path.rglob("*.npz")

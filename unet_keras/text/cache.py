@@ -88,8 +88,7 @@ def _read(path):
         return None
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            row = {name: arrays[name] for name in arrays[NAMES].tolist()}
-            return row if {*row, NAMES} == set(arrays.files) else None
+            return {name: arrays[name] for name in arrays[NAMES].tolist()}
     except UNREADABLE:
         return None
 
