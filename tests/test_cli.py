@@ -214,6 +214,7 @@ def captioned(photos, tmp_path, monkeypatch):
     return "photos"
 
 
+@pytest.mark.once
 def test_a_run_that_reads_captions_is_sampled_by_prompts_exported_and_resumed(captioned, tmp_path, capsys):
     assert train("--epochs", "1", "--text", "--classes") == 0
     assert cli.main(["sample", "run", "red cats", "blue dogs", "--count", "2", "--steps", "2", "--negative", "red",

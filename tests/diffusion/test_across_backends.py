@@ -16,8 +16,9 @@ from . import other_backend
 from .helpers import pixels
 
 HERE = keras.backend.backend()
-THERE = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}[HERE]
-"""One other: run on each backend, all three are compared."""
+THERE = {"tensorflow": "jax", "torch": "tensorflow"}.get(HERE)
+"""One other: run on two backends, all three are compared."""
+pytestmark = pytest.mark.skipif(THERE is None, reason="TensorFlow's tests compare themselves with JAX")
 
 
 @pytest.fixture(scope="module", params=[3, 6], ids=["fixed", "learned"])

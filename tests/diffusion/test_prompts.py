@@ -251,6 +251,7 @@ def test_the_guidance_gap_tells_true_captions_from_shuffled_ones():
     assert gaps["true"] > 3 * gaps["shuffled"] > 0, gaps
 
 
+@pytest.mark.once
 def test_the_gaps_of_prompt_and_label_each_tell_true_ones_from_shuffled_ones():
     """Either alone says what the images are, so that the gap of both together is large all the same."""
     rng = np.random.default_rng(0)

@@ -197,7 +197,7 @@ def test_pictures_are_those_of_the_averaged_factors():
 # ---- copies and files -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pattern", ["/(query|value)$|emb$", "conv"])
+@pytest.mark.parametrize("pattern", ["/(query|value)$|emb$", pytest.param("conv", marks=pytest.mark.once)])
 def test_a_saved_model_keeps_its_factors_and_goes_on_training(tmp_path, pattern):
     model = trainer(ema=0.5)
     enable_lora(model, 2, alpha=3.0, layers=pattern)

@@ -282,6 +282,7 @@ def test_a_scheduler_made_of_another_keeps_fields_that_mean_nothing_to_it(kind, 
     assert read_threshold({"_class_name": "TCDScheduler"}) is unclipped
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("values", [latents, pixels, Values(True, unclipped), Values(False, clipped)])
 def test_values_come_back(values, written, tmp_path):
     to_diffusers(DiffusionModel(from_preset(written).network, values=values, ema=None), tmp_path)

@@ -207,6 +207,7 @@ def test_ours_in_theirs(bases, tmp_path, base, layers, alpha):
     assert_same(theirs, again, inputs)
 
 
+@pytest.mark.once
 def test_of_a_trained_model_the_average_is_written(bases, tmp_path):
     model = DiffusionModel(ours_of(bases["linear"]), values=latents, ema=0.5, seed=1)
     enable_lora(model, 2, alpha=4.0)
