@@ -55,6 +55,16 @@ def test_modulation_addition_and_activation_are_those_of_torch(fused, activation
     np.testing.assert_allclose(numpy_of(y), expected.detach().numpy(), atol=2e-5)
 
 
+@pytest.mark.parametrize("size", [(4, 8), (3, 11), (6, 6), (8, 8), (5, 13), (9, 9), (16, 16)], ids=str)
+def test_sums_over_maps_of_every_size(fused, size):
+    """They are cut into pieces, or not, by how many pixels there are."""
+    layer, x = layer_of("silu"), 2 * normal(2, *size, 6) + 1
+    gamma, beta = (torch.tensor(numpy_of(weight)).double() for weight in layer.weights)
+    y = torch.nn.functional.group_norm(torch.tensor(x).double().permute(0, 3, 1, 2), 3, gamma, beta, layer.epsilon)
+    expected = torch.nn.functional.silu(y).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(numpy_of(layer(ops.convert_to_tensor(x))), expected, atol=2e-5)
+
+
 @on_tensorflow
 @pytest.mark.parametrize("activation", [None, "silu"])
 @named
