@@ -103,6 +103,9 @@ def test_models_that_the_page_cannot_ask_are_refused():
         explore(DiffusionModel(vector, ema=None))
     with pytest.raises(ValueError, match="takes no labels, and 1 names"):
         explore(DiffusionModel(build_unet((8, 8, 3), (4,)), ema=None), ["cat"])
+    labelled = build_unet((8, 8, 3), (4,), conditions=(unet_keras.timestep(), unet_keras.class_label(2)))
+    with pytest.raises(ValueError, match="knows 2 classes, got 3 names"):
+        explore(DiffusionModel(labelled, ema=None), ["cat", "dog", "cow"])
 
 
 @pytest.mark.parametrize("name", ["steps", "guidance", "seed", "start", "strength", "noise", "sampler", "stepps"])

@@ -103,7 +103,17 @@ def test_grid_refuses_what_is_not_images(images, message):
 
 
 @pytest.mark.parametrize(
-    "options", [{"columns": 0}, {"scale": 0}, {"padding": -1}, {"captions": ["one"]}, {"captions": ["one"] * 3}]
+    "options",
+    [
+        {"columns": 0},
+        {"columns": 2.5},
+        {"scale": 0},
+        {"scale": 1.5},
+        {"padding": -1},
+        {"padding": 0.5},
+        {"captions": ["one"]},
+        {"captions": ["one"] * 3},
+    ],
 )
 def test_grid_refuses_options_that_make_no_grid(options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -240,8 +250,9 @@ def test_strip_and_animation_refuse_what_is_not_frames(frames, message, tmp_path
 
 
 def test_strip_refuses_to_leave_out_the_first_or_the_last_frame():
-    with pytest.raises(ValueError, match="count"):
-        plots.denoising(gradual_frames(3), count=1)
+    for count in (1, 2.5):
+        with pytest.raises(ValueError, match="count"):
+            plots.denoising(gradual_frames(3), count=count)
 
 
 # animation

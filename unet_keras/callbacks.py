@@ -10,14 +10,14 @@ import keras
 import numpy as np
 
 from unet_keras import plots
+from unet_keras.checks import check_counts
 from unet_keras.events import EventFile
 
 
 class _Every(keras.callbacks.Callback):
     def __init__(self, every):
         super().__init__()
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number of 1 or more epochs, got {every!r}.")
+        check_counts(every=every)
         self.every = every
 
     def due(self, epoch):

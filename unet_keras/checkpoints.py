@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from unet_keras import runs
+from unet_keras.checks import check_counts
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -38,8 +39,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def __init__(self, folder, data=None, *, every=300, keep=2):
         super().__init__()
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise ValueError(f"keep must be 1 or more checkpoints, a whole number, got {keep!r}.")
+        check_counts(keep=keep)
         if not isinstance(every, int | float) or not every >= 0:
             raise ValueError(f"every must be seconds, 0 or more, got {every!r}.")
         if data is not None and not (isinstance(data, keras.utils.PyDataset) and hasattr(data, "set_epoch")):

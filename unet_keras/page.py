@@ -142,8 +142,13 @@ def _check(model, class_names, options):
     unasked = sorted(set(model.named_inputs.conditions) - read - set(model.dropping.learned) - {"label"})
     if unasked:
         raise ValueError(f"model: the page does not know how to ask for the conditions {unasked}; use generate.")
-    if class_names is not None and "label" not in model.named_inputs.conditions:
+    if class_names is None:
+        return
+    label = model.named_inputs.conditions.get("label")
+    if label is None:
         raise ValueError(f"class_names: the model takes no labels, and {len(class_names)} names were given.")
+    if label.classes and len(class_names) > label.classes:
+        raise ValueError(f"class_names: the model knows {label.classes} classes, got {len(class_names)} names.")
 
 
 def _questions(gradio, model, class_names, samplers):

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from unet_keras.checks import check_counts, is_whole
+
 MIN_CELL = 64  # pixels; images smaller than this are enlarged
 MIN_CAPTIONED_CELL = 96  # two lines of a caption need more room than an image does
 FLOAT32_STEP = 1e-7  # networks compute in float32: to them, a factor below this is 0 beside one of about 1
@@ -106,8 +108,8 @@ def denoising(frames: Iterable, *, count: int = 8, path: str | Path | None = Non
     `frames`: arrays (N, H, W, C) of one shape, uint8 or floats; floats are clipped to [-1, 1], as noise lies outside.
     The first and the last frame are always among the chosen; fewer frames than `count` are all shown.
     """
-    if count < 2:
-        raise ValueError(f"count: the first and the last frame make 2 at least, got {count}.")
+    if not is_whole(count, 2):
+        raise ValueError(f"count: the first and the last frame make 2 at least, got {count!r}.")
     frames = _frames(frames)
     chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
     strip = np.stack([frames[index] for index in chosen], axis=1)  # (N, count, H, W, C)
@@ -218,15 +220,14 @@ def _clip(frame):
 
 
 def _enlarge(pixels, scale):
-    if scale < 1:
-        raise ValueError(f"scale: must be 1 or more, got {scale}.")
+    check_counts(scale=scale)
     return pixels.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
 def _tile(tiles, columns, padding):
     """Return tiles (N, H, W, 3) as one array (rows · (H + padding) + padding, …, 3), white around and between."""
-    if columns < 1 or padding < 0:
-        raise ValueError(f"columns must be 1 or more and padding 0 or more, got {columns} and {padding}.")
+    if not is_whole(columns) or not is_whole(padding, 0):
+        raise ValueError(f"columns must be a whole number from 1, padding from 0, got {columns!r} and {padding!r}.")
     columns = min(columns, len(tiles))
     rows = math.ceil(len(tiles) / columns)
     missing = rows * columns - len(tiles)

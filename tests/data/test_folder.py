@@ -307,7 +307,7 @@ def test_sizes_that_are_none(eleven, size):
 @pytest.mark.parametrize("option", ["batch_size", "workers"])
 @pytest.mark.parametrize("value", [0, -3, 1.5])
 def test_counts_below_one(eleven, option, value):
-    with pytest.raises(ValueError, match=f"{option}: received {value}; give a whole number of at least 1"):
+    with pytest.raises(ValueError, match=f"{option} must be a whole number of 1 or more, got {value}"):
         image_folder(eleven, 8, **{option: value})
 
 

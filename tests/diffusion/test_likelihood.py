@@ -213,6 +213,7 @@ def test_conditions_and_averaged_weights_count():
         (partial(nll_bound, terms=50), "terms"),
         (partial(nll_bound, terms=2.5), "terms"),
         (partial(nll_bound, variance=2.0), "variance"),
+        (partial(nll_bound, variance="beta"), "variance"),
         (partial(nll_bound, batch_size=0), "batch_size"),
         (partial(nll_bound, seed=1.5), "seed"),
         (partial(nll_ode, seed=-1), "seed"),

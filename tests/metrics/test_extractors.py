@@ -93,6 +93,11 @@ def test_features_must_be_features(extractor, message):
         features_of(extractor, IMAGES)
 
 
+def test_batches_of_no_size_are_refused():
+    with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more, got 0"):
+        features_of(mean_colour, IMAGES, batch_size=0)
+
+
 # ---- InceptionV3 ----------------------------------------------------------------------------------------------------
 
 

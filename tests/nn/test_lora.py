@@ -266,8 +266,8 @@ def test_pictures_follow_the_prediction_that_a_model_has_now():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "rank must be a whole number from 1 on, got 0"),
-        ({"rank": 1.5}, "rank must be a whole number from 1 on, got 1.5"),
+        ({"rank": 0}, "rank must be a whole number of 1 or more, got 0"),
+        ({"rank": 1.5}, "rank must be a whole number of 1 or more, got 1.5"),
         ({"alpha": 0}, "alpha must be above 0, got 0"),
         ({"layers": "nose"}, r"layers='nose' finds none of the \d+ layers that LoRA can adapt: e.g. timestep_dense1"),
     ],

@@ -157,8 +157,9 @@ def test_layers_that_are_not_known_are_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": 0}, "batch must be a whole number from 1 on, got 0"),
+        ({"batch": 0}, "batch must be a whole number of 1 or more, got 0"),
         ({"batch": 1.5}, "batch must be"),
+        ({"tokens": 0}, "tokens must be"),
         ({"size": 0}, "size must be"),
         ({"size": (8, 8, 8)}, "size must be"),
         ({"size": 9}, "cannot be followed on size=9"),

@@ -7,12 +7,12 @@ A batch is a function of (seed, epoch, index) alone, so neither the backend nor 
 import copy
 import os
 from collections.abc import Callable, Mapping
-from numbers import Integral
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from unet_keras.checks import check_counts, check_open_counts, check_seed, is_whole
 from unet_keras.data.contents import Contents, read_contents
 from unet_keras.data.epochs import EpochDataset
 
@@ -122,7 +122,8 @@ def image_folder(
     ValueError.
     """
     root, (height, width) = checked_root(path), checked_size(size)
-    check_counts(batch_size=batch_size, workers=1 if workers is None else workers)
+    check_counts(batch_size=batch_size)
+    check_open_counts(workers=workers)
     check_seed(seed)
     check_function(conditions)
     return ImageFolder(
@@ -160,33 +161,15 @@ def checked_root(path: str | os.PathLike) -> Path:
 def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return a side or a pair as (height, width)."""
     sides = (size, size) if np.ndim(size) == 0 else tuple(size)
-    if len(sides) != 2 or not all(_is_positive(side) for side in sides):
+    if len(sides) != 2 or not all(is_whole(side) for side in sides):
         raise ValueError(f"size: received {size!r}; give a side or (height, width), whole numbers of at least 1.")
     return tuple(int(side) for side in sides)
-
-
-def check_counts(**counts: int) -> None:
-    """Raise ValueError unless each is a whole number of at least 1."""
-    for name, value in counts.items():
-        if not _is_positive(value):
-            raise ValueError(f"{name}: received {value!r}; give a whole number of at least 1.")
-
-
-def check_seed(seed: int) -> None:
-    """Raise ValueError unless it is a whole number of 0 or more."""
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed: received {seed!r}; give a whole number of at least 0.")
 
 
 def check_function(conditions) -> None:
     """Raise ValueError unless conditions are left out, or a function."""
     if conditions is not None and not callable(conditions):
         raise ValueError(f"conditions: received {conditions!r:.100}; give a function of the dataset, such as by_label.")
-
-
-def _is_positive(value):
-    """Say whether `value` is a whole number of at least 1."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def named_arrays(conditions: Mapping, count: int) -> dict[str, np.ndarray]:

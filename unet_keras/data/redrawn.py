@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from unet_keras.checks import check_counts, check_seed
 from unet_keras.data.epochs import EpochDataset
-from unet_keras.data.folder import check_counts, check_seed
 
 Conditions = Mapping[str, np.ndarray]
 Draw = Callable[[np.random.Generator], Conditions | tuple[np.ndarray, Conditions]]

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from unet_keras.checks import check_counts, check_open_counts, check_seed
 from unet_keras.data.contents import check_memory, classes, read_names, report
 from unet_keras.data.decoders import Decoders
 from unet_keras.data.epochs import EpochDataset
 from unet_keras.data.folder import (
-    check_counts,
     check_function,
-    check_seed,
     checked_root,
     checked_size,
     divided,
@@ -178,7 +177,8 @@ def image_stream(
     """
     root, size = checked_root(path), checked_size(size)
     workers = os.cpu_count() if workers is None else workers
-    check_counts(batch_size=batch_size, workers=workers, steps=1 if steps is None else steps)
+    check_counts(batch_size=batch_size, workers=workers)
+    check_open_counts(steps=steps)
     check_seed(seed)
     check_function(conditions)
     check_memory(batch_size, *size)

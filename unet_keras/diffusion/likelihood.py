@@ -7,11 +7,13 @@ model's own figure, up to chance. ``nll_ode`` is the density of the ODE that det
 
 from collections.abc import Callable
 from math import log
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
+from unet_keras.checks import check_counts, check_seed, is_whole
 from unet_keras.diffusion.gradients import with_product
 from unet_keras.diffusion.inputs import check_shape
 from unet_keras.diffusion.loop import compiled
@@ -59,10 +61,10 @@ def nll_bound(
     threshold     what the clean estimate goes through, as in ``generate``; that of the model's values unless given
     """
     total = len(model.schedule)
-    if terms is not None and not (isinstance(terms, int | np.integer) and 1 <= terms < total):
+    if terms is not None and not (is_whole(terms) and terms < total):
         raise ValueError(f"terms must be a whole number in 1 ... {total - 1}, the inner timesteps, got {terms}.")
-    if not 0 <= variance <= 1:
-        raise ValueError(f"variance must lie between 0 (beta-tilde) and 1 (beta), got {variance}.")
+    if not isinstance(variance, Real) or not 0 <= variance <= 1:
+        raise ValueError(f"variance must lie between 0 (beta-tilde) and 1 (beta), got {variance!r}.")
     term, chances = _term(model, variance, threshold or model.values.threshold), _chances(model.schedule)
     parts = []
     for clean, named, streams in _batches(model, images, conditions, seed, batch_size):
@@ -141,8 +143,7 @@ def nll_ode(
     steps         of the solver; four network calls each, with their derivative
     probes        how many v to average over
     """
-    if not all(isinstance(n, int | np.integer) and n >= 1 for n in (steps, probes)):
-        raise ValueError(f"steps and probes must be whole numbers, 1 or more, got {steps} and {probes}.")
+    check_counts(steps=steps, probes=probes)
     schedule = model.schedule
     ratios = schedule.ratio[np.isfinite(schedule.ratio)]
     if len(ratios) < 2:
@@ -221,10 +222,8 @@ def _batches(model, images, conditions, seed, batch_size):
     count, named, _ = named_conditions(model.named_inputs, asked, model.dropping.learned)
     if count != len(images):
         raise ValueError(f"conditions must be one an image, got {count} for {len(images)} images.")
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number, 1 or more, got {batch_size}.")
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {seed}.")
+    check_counts(batch_size=batch_size)
+    check_seed(seed)
     model.attach()
     for first in range(0, count, batch_size):
         part = slice(first, first + batch_size)

@@ -11,6 +11,7 @@ from math import exp, expm1, log, sqrt
 
 import numpy as np
 
+from unet_keras.checks import is_whole
 from unet_keras.diffusion.samplers import HISTORY, Row, Sampler, by_noise, check_share, ddim, ratio, towards
 from unet_keras.diffusion.schedules import Point
 
@@ -245,5 +246,5 @@ def _weights(here, there, places):
 
 
 def _check_order(order, most):
-    if not isinstance(order, int) or isinstance(order, bool) or not 1 <= order <= most:
+    if not is_whole(order) or order > most:
         raise ValueError(f"order must be a whole number from 1 to {most}, got {order}.")

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from unet_keras.checks import check_seed
 from unet_keras.diffusion.predictions import Prediction
 from unet_keras.diffusion.replicas import check_strategy
 from unet_keras.diffusion.schedules import Schedule
@@ -23,8 +24,7 @@ def check_options(model):
     schedule = model.schedule
     if not isinstance(model.remat, bool):
         raise ValueError(f"remat must be True or False, got {model.remat!r}.")
-    if not isinstance(model.seed, int | np.integer) or model.seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {model.seed}.")
+    check_seed(model.seed)
     for name, table in {"weight": model.weight, "density": model.density}.items():
         if table is None:
             continue

@@ -1,6 +1,7 @@
 """What one call of ``generate`` is to do: checked, brought to arrays and rows, before anything is computed."""
 
 import inspect
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from numbers import Real
 import keras
 import numpy as np
 
+from unet_keras.checks import check_counts, check_seed, is_whole
 from unet_keras.diffusion.guidance import classifier_free, clipped
 from unet_keras.diffusion.inputs import Inputs, check_condition, warn_if_zero_to_one
 from unet_keras.diffusion.loop import Frame, run
@@ -45,9 +47,7 @@ class Request:
         """
         count = len(self.numbers)
         size = count if size is None else size
-        if not is_whole(size) or size < 1:
-            raise ValueError(f"batch_size must be a whole number of 1 or more, got {size!r}.")
-        size = int(size)
+        check_counts(batch_size=size)
         whole, size = (-(-n // parts()) * parts() for n in (count, size))
         images = np.minimum(np.arange(whole), count - 1)
         return [self._part(images[i : i + size]) for i in range(0, whole, size)]
@@ -132,8 +132,8 @@ def request(
         noise = _check_noise(noise, (1 + len(rows), count, *shape), any(row.c for row in rows))
     if seed is None:
         seed = random.getrandbits(31)
-    elif not is_whole(seed) or seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}.")
+    else:
+        check_seed(seed)
     if not callable(guidance) and (isinstance(guidance, bool) or not isinstance(guidance, Real | np.generic)):
         raise ValueError(f"guidance must be a number, or a function of the point that is visited, got {guidance!r}.")
     scale = guidance if callable(guidance) else float(guidance)
@@ -159,7 +159,7 @@ def request(
 def named_conditions(named_inputs, asked, null):
     """Give the number of images, all conditions (N, ...), and the names of those that were asked for."""
     count, given = None, {}
-    if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
+    if is_whole(asked, -math.inf):
         count = int(asked)
     else:
         given = _rows(named_inputs, asked)
@@ -214,14 +214,8 @@ def _cast(value, entry):
     return np.asarray(value).astype(entry.dtype)
 
 
-def is_whole(value) -> bool:
-    """Tell whether a value is a whole number, as an int or a float."""
-    number = isinstance(value, Real | np.generic) and not isinstance(value, bool | np.bool_)
-    return number and float(value).is_integer()
-
-
 def _checked_steps(steps, total):
-    if not is_whole(steps) or not 1 <= steps <= total:
+    if not is_whole(steps) or steps > total:
         raise ValueError(f"steps must be a whole number from 1 to the schedule's {total}, got {steps!r}.")
     return int(steps)
 

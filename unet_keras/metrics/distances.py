@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unet_keras.checks import check_counts, is_whole
+
 
 class Moments(NamedTuple):
     """The mean (D,) and the covariance (D, D) of ``count`` features."""
@@ -73,8 +75,8 @@ def kid(real, fake, *, subsets: int = 100, subset_size: int = 1000, seed: int = 
     """
     real, fake = _pair(real, fake)
     size = min(subset_size, len(real), len(fake))
-    if size < 2 or subsets < 1:
-        raise ValueError(f"subset_size must be 2 or more and subsets 1 or more, got {size} and {subsets}.")
+    if not is_whole(size, 2) or not is_whole(subsets):
+        raise ValueError(f"subset_size must be 2 or more and subsets 1 or more, got {size!r} and {subsets!r}.")
     draw = np.random.RandomState(seed)
     found = []
     for _ in range(subsets):
@@ -98,8 +100,8 @@ def inception_score(logits, *, splits: int = 10, seed: int = 2020) -> Spread:
     Over ``splits`` parts of the images, shuffled as torch-fidelity shuffles them.
     """
     logits = _features(logits, "logits")
-    if not 1 <= splits <= len(logits):
-        raise ValueError(f"splits must lie in 1 ... {len(logits)}, the number of images, got {splits}.")
+    if not is_whole(splits) or splits > len(logits):
+        raise ValueError(f"splits must lie in 1 ... {len(logits)}, the number of images, got {splits!r}.")
     logits = logits[np.random.RandomState(seed).permutation(len(logits))]
     log_p = logits - logits.max(axis=1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
@@ -120,8 +122,9 @@ def precision_recall(real, fake, *, neighbours: int = 3, batch_size: int = 1024)
     A feature lies within a set's manifold where some member is as near as that member's own ``neighbours``-th nearest.
     """
     real, fake = _pair(real, fake)
-    if not 1 <= neighbours < min(len(real), len(fake)):
-        raise ValueError(f"neighbours must lie in 1 ... {min(len(real), len(fake)) - 1}, got {neighbours}.")
+    if not is_whole(neighbours) or neighbours >= min(len(real), len(fake)):
+        raise ValueError(f"neighbours must lie in 1 ... {min(len(real), len(fake)) - 1}, got {neighbours!r}.")
+    check_counts(batch_size=batch_size)
     return PrecisionRecall(
         precision=_within(real, fake, neighbours, batch_size), recall=_within(fake, real, neighbours, batch_size)
     )

@@ -13,6 +13,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from unet_keras.checks import check_counts
+
 WEIGHTS = Path(__file__).with_name("emoji_features.npz")
 PROBES = 4
 """Images, spread over the set, by which features that are kept are told from those of an extractor of the same name."""
@@ -44,6 +46,7 @@ def features_of(extractor, images, *, batch_size: int = 256, cache: str | os.Pat
     (N, D), or hold NaN.
     """
     images = _array(images)
+    check_counts(batch_size=batch_size)
     if not len(images):
         raise ValueError("images must be one or more, got none.")
     if cache is None:

@@ -13,6 +13,7 @@ from functools import wraps
 import keras
 from keras import layers
 
+from unet_keras.checks import check_counts, check_open_counts
 from unet_keras.nn.attention import Attention
 from unet_keras.nn.convolution import Conv
 from unet_keras.nn.gated import GeluGate
@@ -24,7 +25,6 @@ from unet_keras.nn.layers import (
     PixelsToSequence,
     SequenceToPixels,
     channel_axis,
-    check_counts,
     near_zero,
     size_of,
 )
@@ -115,7 +115,7 @@ def self_attention(x, context=None, *, mask=None, head_dim=None, groups=32, eps=
     ``mask`` are not looked at; they are there so that all attends are called alike. Raises ValueError for a
     ``head_dim`` that is wider than the channels.
     """
-    check_counts(head_dim=head_dim)
+    check_open_counts(head_dim=head_dim)
     channels = x.shape[channel_axis()]
     width = head_dim or channels
     if channels < width:
@@ -154,7 +154,8 @@ def spatial_transformer(x, context, *, mask=None, depth=1, heads=None, head_dim=
     ``heads`` and ``head_dim``. Raises ValueError without a context, or with both or neither of the two.
     """
     _needs_context(context, "spatial_transformer")
-    check_counts(heads=heads, head_dim=head_dim, depth=depth)
+    check_counts(depth=depth)
+    check_open_counts(heads=heads, head_dim=head_dim)
     channels = x.shape[channel_axis()]
     heads, head_dim = _split_heads(channels, heads, head_dim)
     y = GroupNorm(groups, epsilon=1e-6, name=role(name, "norm"))(x)

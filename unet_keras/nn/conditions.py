@@ -8,8 +8,9 @@ pool(sequence, width) -> vector              one vector (B, width) of a whole co
 import keras
 from keras import layers
 
+from unet_keras.checks import check_counts, check_open_counts
 from unet_keras.nn.blocks import role, silu
-from unet_keras.nn.layers import MeanOfValid, TimestepEmbedding, check_counts
+from unet_keras.nn.layers import MeanOfValid, TimestepEmbedding
 
 
 def two_dense(x, width, *, name=None):
@@ -27,7 +28,7 @@ def timestep(dim=None, *, shift=0.0, cosine_first=True):
     ``dim`` is a quarter of the embedding's width unless given. ``shift`` and ``cosine_first`` are the variants in
     which public checkpoints differ: see ``TimestepEmbedding``. Raises ValueError for a ``dim`` below 1.
     """
-    check_counts(dim=dim)
+    check_open_counts(dim=dim)
 
     def condition(width):
         # float32, so that a sampler may ask between two training timesteps; see TimestepEmbedding for the rounding.

@@ -5,8 +5,9 @@ import math
 import keras
 from keras import ops
 
+from unet_keras.checks import check_counts
 from unet_keras.nn import fused_norm, one_pass
-from unet_keras.nn.layers import Spatial, check_counts, check_modulation
+from unet_keras.nn.layers import Spatial, check_modulation
 
 serializable = keras.saving.register_keras_serializable("unet_keras")
 

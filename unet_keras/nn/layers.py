@@ -97,14 +97,6 @@ class FiLM(Spatial):
         return x_shape
 
 
-def check_counts(**counts):
-    """Raise ValueError unless each is a whole number of 1 or more, or None, which leaves it open."""
-    for name, value in counts.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= 1):
-            raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}.")
-
-
 def check_modulation(channels, modulation_shape):
     """Raise ValueError unless a modulation has a scale and a shift for each channel."""
     if modulation_shape[-1] != 2 * channels:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import keras
 from keras import layers, ops
 
+from unet_keras.checks import check_counts
 from unet_keras.nn.convolution import Conv
 from unet_keras.nn.linear import Linear
 
@@ -103,8 +104,7 @@ def chosen(network: keras.Model, pattern: str, rank: int, alpha: float | None) -
 
     Raises ValueError for a rank below 1, an alpha that is not above 0, and a pattern that finds nothing.
     """
-    if rank != int(rank) or rank < 1:
-        raise ValueError(f"rank must be a whole number from 1 on, got {rank}.")
+    check_counts(rank=rank)
     alpha = float(rank if alpha is None else alpha)
     if not alpha > 0:
         raise ValueError(f"alpha must be above 0, got {alpha:g}.")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
+from unet_keras.checks import check_counts, check_open_counts, is_whole
 from unet_keras.nn.blocks import (
     conv,
     conv_block,
@@ -24,7 +25,7 @@ from unet_keras.nn.blocks import (
     role,
 )
 from unet_keras.nn.conditions import sequence, timestep
-from unet_keras.nn.layers import channel_axis, check_counts, near_zero
+from unet_keras.nn.layers import channel_axis, near_zero
 
 
 class Level(NamedTuple):
@@ -186,7 +187,7 @@ def build_unet(
     without ``attend``, a condition whose vector no block takes.
     """
     _check_input_shape(input_shape)
-    check_counts(out_channels=out_channels, emb_width=emb_width)
+    check_open_counts(out_channels=out_channels, emb_width=emb_width)
     levels, up_levels = _as_levels(levels, up_levels)
     _check_context(context)
     image = keras.Input(input_shape, name="image")
@@ -269,7 +270,7 @@ def _check_read(network):
 def _check_input_shape(input_shape):
     if not isinstance(input_shape, tuple | list):
         raise ValueError(f"input_shape must be a tuple of three, got {input_shape!r}: give (32, 32, 3), say.")
-    good = len(input_shape) == 3 and all(size is None or (isinstance(size, int) and size > 0) for size in input_shape)
+    good = len(input_shape) == 3 and all(size is None or is_whole(size) for size in input_shape)
     if not good or (None, *input_shape)[channel_axis()] is None:
         order = "(height, width, channels)" if channel_axis() == -1 else "(channels, height, width)"
         raise ValueError(f"input_shape must be {order}, sizes None or positive, got {input_shape!r}.")
@@ -287,8 +288,7 @@ def _as_levels(levels, up_levels):
 
 def _as_level(level):
     level = level if isinstance(level, Level) else Level(level)
-    whole = isinstance(level.filters, int) and isinstance(level.depth, int)
-    if not whole or level.filters < 1 or level.depth < 1:
+    if not is_whole(level.filters) or not is_whole(level.depth):
         raise ValueError(f"levels must hold positive filter counts or Levels of depth 1 or more, got {level!r}.")
     return level
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from unet_keras.checks import check_counts, is_whole
 from unet_keras.text import hub
 from unet_keras.text import vocabulary as vocabularies
 from unet_keras.text.encoder import check_prompts
@@ -48,8 +49,7 @@ class Frozen:
     """
 
     def __init__(self, model, parts: Parts, source: dict, options: dict, batch_size: int):
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of prompts, 1 or more, got {batch_size!r}.")
+        check_counts(batch_size=batch_size)
         model.trainable = False
         self.model, self.vocabulary, self.batch_size = model, parts.vocabulary, batch_size
         self.source, self.options = dict(source), dict(options)
@@ -163,7 +163,7 @@ def choose(states: list, layer: int, norm: Callable | None = None):
 
     Raises ValueError where the model has no such layer.
     """
-    if not isinstance(layer, int) or isinstance(layer, bool) or not -len(states) <= layer < len(states):
+    if not is_whole(layer, -len(states)) or layer >= len(states):
         raise ValueError(
             f"layer must be from 0 (the embeddings) to {len(states) - 1} (the last), or count from the end with -1 the "
             f"last, -2 the penultimate; got {layer!r}."

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import keras
 
+from unet_keras.checks import check_counts
 from unet_keras.nn.convolution import Conv
 from unet_keras.zoo.layer_costs import bytes_of, is_view, kept, operations, scratch, width_of
 
@@ -97,8 +98,7 @@ def cost(network: keras.Model, batch: int = 1, *, size=None, tokens: int = 77, b
     Raises ValueError for a batch below one, for an open size that is not given or one that does not fit the network,
     and for a model that is not functional.
     """
-    if isinstance(batch, bool) or int(batch) != batch or batch < 1:
-        raise ValueError(f"batch must be a whole number from 1 on, got {batch}.")
+    check_counts(batch=batch, tokens=tokens)
     backend = backend or keras.backend.backend()
     if backend not in ("tensorflow", "jax", "torch"):
         raise ValueError(f"backend must be tensorflow, jax or torch, got {backend!r}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 
+from unet_keras.checks import is_whole
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.diffusion.values import Values, latents
 from unet_keras.files import Tensors, download, read_json
@@ -84,8 +85,7 @@ def from_folder(
 def _check_size(size):
     """Raise ValueError for what is no number, and no two, of pixels."""
     sides = size if isinstance(size, tuple | list) else (size, size)
-    whole = (side is None or (isinstance(side, int) and not isinstance(side, bool) and side > 0) for side in sides)
-    if len(sides) != 2 or not all(whole):
+    if len(sides) != 2 or not all(side is None or is_whole(side) for side in sides):
         raise ValueError(f"size must be a number or (height, width), got {size!r}.")
 
 
