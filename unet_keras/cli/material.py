@@ -91,9 +91,10 @@ def _emoji(settings, encoder, absent):
 
 
 def _times(labels):
-    """How often an epoch shows each example: by how much its class is rarer than the largest, to the power of 3/4."""
+    """How often an epoch shows each example: by how much its class is rarer than the largest, to the power of 3/4,
+    rounded up: what classes but the largest look like is learned from fewer pictures."""
     counts = np.bincount(labels)[labels]
-    return ((counts.max() / counts) ** (3 / 4)).round().astype(int)
+    return np.ceil((counts.max() / counts) ** (3 / 4)).astype(int)
 
 
 def _repeated(absent, count):
