@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unet_keras.checks import check_counts, check_open_counts, check_seed, is_whole
+from unet_keras.checks import check_counts, check_open_counts, check_seed, is_int, is_whole
 
 
 @pytest.mark.parametrize("value", [1, 10**30, np.int64(3), np.uint8(1)])
@@ -21,6 +21,11 @@ def test_everything_else_is_not(value):
         check_counts(least=1, steps=value)
     with pytest.raises(ValueError, match="seed must be a whole number of 0 or more, got "):
         check_seed(value)
+
+
+def test_configurations_hold_pythons_own_integers_alone():
+    assert is_int(3) and is_int(0, least=0)
+    assert not any(map(is_int, (np.int64(3), True, 3.0, 0)))
 
 
 def test_the_least_that_is_taken():

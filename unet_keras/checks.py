@@ -8,6 +8,11 @@ def is_whole(value, least: int = 1) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
+def is_int(value, least: int = 1) -> bool:
+    """Tell whether a value is such an integer of Python's own, which alone a saved configuration can hold."""
+    return isinstance(value, int) and is_whole(value, least)
+
+
 def check_counts(**counts):
     """Raise ValueError unless each is a whole number of 1 or more."""
     for name, value in counts.items():

@@ -68,7 +68,8 @@ def explore(model, class_names=None, samplers=SAMPLERS, **options):
     options       further options of ``generate`` for every image: ``size``, ``spacing``, ``combine``, ``threshold``
 
     ``launch`` binds to this machine alone unless told ``server_name="0.0.0.0"``. Raises ValueError for a model whose
-    images are no pictures or that takes further conditions, and ImportError where gradio is not installed.
+    images are no pictures or that takes further conditions, for more names than classes, and ImportError where gradio
+    is not installed.
     """
     _check(model, class_names, options)
     gradio = _gradio()

@@ -462,6 +462,11 @@ def test_refuses_more_skips_than_blocks():
         decoder_block(x, [x, x], 4, depth=1, up=None)
 
 
+def test_takes_numpys_count_of_classes():
+    counted = class_label(np.array([0, 2]).max() + 1)  # which Keras's own layer would refuse
+    assert build_unet((8, 8, 3), (4,), conditions=(counted,)).get_layer("label_embedding").input_dim == 3
+
+
 def test_refuses_no_classes():
     with pytest.raises(ValueError, match="classes must be a whole number of 1 or more, got 0"):
         class_label(0)

@@ -120,6 +120,7 @@ def precision_recall(real, fake, *, neighbours: int = 3, batch_size: int = 1024)
     """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2).
 
     A feature lies within a set's manifold where some member is as near as that member's own ``neighbours``-th nearest.
+    Raises ValueError for as many neighbours as there are features, or none, and for batches of no size.
     """
     real, fake = _pair(real, fake)
     if not is_whole(neighbours) or neighbours >= min(len(real), len(fake)):

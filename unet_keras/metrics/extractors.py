@@ -43,7 +43,7 @@ def features_of(extractor, images, *, batch_size: int = 256, cache: str | os.Pat
 
     ``cache``: a folder that keeps them, under a hash of the images' bytes, of the extractor's name and of what it makes
     of a few of the images: other images or other weights are another file. Raises ValueError for features that are not
-    (N, D), or hold NaN.
+    (N, D), or hold NaN, for no images, and for batches of no size.
     """
     images = _array(images)
     check_counts(batch_size=batch_size)

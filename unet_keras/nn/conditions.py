@@ -51,7 +51,7 @@ def class_label(classes):
 
     def condition(width):
         label = keras.Input((), dtype="int32", name="label")
-        return {"label": label}, layers.Embedding(classes, width, name="label_embedding")(label)
+        return {"label": label}, layers.Embedding(int(classes), width, name="label_embedding")(label)
 
     return condition
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from unet_keras.checks import is_whole
+from unet_keras.checks import is_int
 from unet_keras.nn.layers import channel_axis
 from unet_keras.nn.lora import expression
 
@@ -48,7 +48,7 @@ def with_channels(
     """
     config = _config(network)
     for name, count in {"image": image, "out": out, **(maps or {})}.items():
-        if count is not None and not is_whole(count):
+        if count is not None and not is_int(count):
             raise ValueError(f"{name}: {count!r} is no number of channels: give 1 or more.")
     named = {layer["name"]: layer for layer in config["layers"]}
     for end in ("stem", "head"):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
-from unet_keras.checks import check_counts, check_open_counts, is_whole
+from unet_keras.checks import check_counts, check_open_counts, is_int
 from unet_keras.nn.blocks import (
     conv,
     conv_block,
@@ -270,7 +270,7 @@ def _check_read(network):
 def _check_input_shape(input_shape):
     if not isinstance(input_shape, tuple | list):
         raise ValueError(f"input_shape must be a tuple of three, got {input_shape!r}: give (32, 32, 3), say.")
-    good = len(input_shape) == 3 and all(size is None or is_whole(size) for size in input_shape)
+    good = len(input_shape) == 3 and all(size is None or is_int(size) for size in input_shape)
     if not good or (None, *input_shape)[channel_axis()] is None:
         order = "(height, width, channels)" if channel_axis() == -1 else "(channels, height, width)"
         raise ValueError(f"input_shape must be {order}, sizes None or positive, got {input_shape!r}.")
@@ -288,7 +288,7 @@ def _as_levels(levels, up_levels):
 
 def _as_level(level):
     level = level if isinstance(level, Level) else Level(level)
-    if not is_whole(level.filters) or not is_whole(level.depth):
+    if not is_int(level.filters) or not is_int(level.depth):
         raise ValueError(f"levels must hold positive filter counts or Levels of depth 1 or more, got {level!r}.")
     return level
 

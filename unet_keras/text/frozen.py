@@ -12,7 +12,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from unet_keras.checks import check_counts, is_whole
+from unet_keras.checks import check_counts, is_int
 from unet_keras.text import hub
 from unet_keras.text import vocabulary as vocabularies
 from unet_keras.text.encoder import check_prompts
@@ -51,7 +51,7 @@ class Frozen:
     def __init__(self, model, parts: Parts, source: dict, options: dict, batch_size: int):
         check_counts(batch_size=batch_size)
         model.trainable = False
-        self.model, self.vocabulary, self.batch_size = model, parts.vocabulary, batch_size
+        self.model, self.vocabulary, self.batch_size = model, parts.vocabulary, int(batch_size)
         self.source, self.options = dict(source), dict(options)
         self._settings, self._fingerprint = parts.settings, None
 
@@ -163,7 +163,7 @@ def choose(states: list, layer: int, norm: Callable | None = None):
 
     Raises ValueError where the model has no such layer.
     """
-    if not is_whole(layer, -len(states)) or layer >= len(states):
+    if not is_int(layer, -len(states)) or layer >= len(states):
         raise ValueError(
             f"layer must be from 0 (the embeddings) to {len(states) - 1} (the last), or count from the end with -1 the "
             f"last, -2 the penultimate; got {layer!r}."

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from unet_keras.checks import is_whole
+from unet_keras.checks import is_int
 from unet_keras.text.encoder import check_prompts, warn_if_cut
 
 serializable = keras.saving.register_keras_serializable("unet_keras")
@@ -72,7 +72,7 @@ class TokenEncoder:
             )
         sizes = {"length": length, "depth": depth, "heads": heads, "width": width}
         least = {"length": 2, "depth": 0, "heads": 1, "width": 1}
-        if not all(is_whole(size, least[name]) for name, size in sizes.items()) or width % heads:
+        if not all(is_int(size, least[name]) for name, size in sizes.items()) or width % heads:
             raise ValueError(
                 "length must be 2 or more, depth 0 or more, heads 1 or more and a divisor of width, all whole; got "
                 + ", ".join(f"{name}={size}" for name, size in sizes.items())

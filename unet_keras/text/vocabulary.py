@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unet_keras.checks import is_whole
+from unet_keras.checks import is_int
 from unet_keras.files import read_json
 from unet_keras.text.encoder import warn_if_cut
 from unet_keras.text.hub import keras_hub
@@ -159,7 +159,7 @@ def _warn(vocabulary, prompts, bodies, room, length):
 
 def check_fits(vocabulary: Vocabulary, embeddings: int, length: int, positions: int | None):
     """Raise ValueError unless the tokens fit the embedding table, and ``length`` the positions that the model knows."""
-    if not is_whole(length, 3) or length > (positions or length):
+    if not is_int(length, 3) or length > (positions or length):
         most = f"; the model knows {positions} places" if positions else ""
         raise ValueError(f"length must be a whole number of tokens, 3 or more, got {length!r}{most}.")
     if vocabulary.size > embeddings:

@@ -95,8 +95,8 @@ def cost(network: keras.Model, batch: int = 1, *, size=None, tokens: int = 77, b
 
     Memory is that of tensors; the process that trains took up to 1.7 times as much where it was measured, on CPUs.
 
-    Raises ValueError for a batch below one, for an open size that is not given or one that does not fit the network,
-    and for a model that is not functional.
+    Raises ValueError for a batch or tokens below one, for an open size that is not given or one that does not fit the
+    network, and for a model that is not functional.
     """
     check_counts(batch=batch, tokens=tokens)
     backend = backend or keras.backend.backend()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from unet_keras.checks import is_whole
+from unet_keras.checks import is_int
 from unet_keras.diffusion.model import DiffusionModel
 from unet_keras.diffusion.values import Values, latents
 from unet_keras.files import Tensors, download, read_json
@@ -85,7 +85,7 @@ def from_folder(
 def _check_size(size):
     """Raise ValueError for what is no number, and no two, of pixels."""
     sides = size if isinstance(size, tuple | list) else (size, size)
-    if len(sides) != 2 or not all(side is None or is_whole(side) for side in sides):
+    if len(sides) != 2 or not all(side is None or is_int(side) for side in sides):
         raise ValueError(f"size must be a number or (height, width), got {size!r}.")
 
 
